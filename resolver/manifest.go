@@ -1,0 +1,452 @@
+package resolver
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Manifest is the compiled channel manifest of one application: everything an answer can depend on besides the request.
+// It is immutable and may be shared freely.
+type Manifest struct {
+	AppID string
+	Keys  Keys // every object key the document names, of versions in use or not
+
+	// Warnings are oddities an operator should know of, at most maxFaults. They do not keep the document from being used.
+	Warnings []Fault
+
+	channels       []channel
+	byName         map[string]*channel
+	public         [platforms]*channel // step 4 of protocol 2.1
+	overrides      map[deviceID]*channel
+	rolloutActive  bool // some channel has an unpaused rollout above 0
+	pausedTargets  map[string]bool
+	exposeMetadata bool
+}
+
+// policy limits how far a bundle may be from the native version (protocol 1.5 rows 15 to 19).
+type policy uint8
+
+const (
+	policyMajor policy = iota // the default
+	policyMinor
+	policyPatch
+	policyVersionNumber
+	policyNone
+)
+
+var policyNames = []string{"major", "minor", "patch", "version_number", "none"}
+
+// channel is one release channel, with the bundles it points at.
+type channel struct {
+	id           int64
+	name         string
+	public       bool
+	selfSettable bool // allow_device_self_set
+	serves       [platforms]bool
+	policy       policy
+	nativeFloor  bool // disable_auto_update_under_native
+
+	allowEmulator, allowDevice, allowDev, allowProd bool
+
+	stable  *Bundle
+	rollout rollout
+
+	misconfigured string // the message of row 18, which names the channel
+}
+
+// hidden reports that the channel's bundle was deleted, which takes the channel out of every selection (protocol 2.1).
+func (ch *channel) hidden() bool { return ch.stable.gone }
+
+// nameable reports whether a device on the platform may name the channel in defaultChannel.
+func (ch *channel) nameable(p Platform) bool {
+	return ch.serves[p] && (ch.public || ch.selfSettable) && !ch.hidden()
+}
+
+// comparesVersions reports whether some rule of the channel needs the order of versions (rows 15 to 20).
+func (ch *channel) comparesVersions() bool { return ch.policy != policyNone || ch.nativeFloor }
+
+// Bundle is one version of the web application that a channel points at, with its answer prepared.
+type Bundle struct {
+	ID   int64
+	Name string
+
+	gone    bool // deleted, and not a row named builtin
+	builtin bool // the native bundle
+	unknown bool // the placeholder row of that name
+	stored  bool // has an address, an object or delta files (row 11)
+	offered bool // has an http(s) address, or delta files (row 26)
+
+	keyID  string
+	number version
+	isSem  bool // the name is a semantic version, and number is it
+
+	minNative version // min_update_version, for policy version_number
+	hasMin    bool
+	minIsSem  bool
+
+	head  template // version, url, session_key and checksum of the answer
+	files template // its delta list; empty if it has none
+	meta  string   // its link and comment
+}
+
+// comparable reports whether the bundle takes part in rows 15 to 20.
+func (b *Bundle) comparable() bool { return !b.builtin && !b.unknown }
+
+// MemorySize estimates the bytes the manifest keeps in memory.
+func (m *Manifest) MemorySize() int64 {
+	const perOverride, perChannel, perBundle = 64, 512, 512
+	size := int64(1024 + m.Keys.Len()*(keySize+7) + len(m.overrides)*perOverride)
+	seen := make(map[*Bundle]bool)
+	for i := range m.channels {
+		size += perChannel + 2*int64(len(m.channels[i].name))
+		for _, b := range []*Bundle{m.channels[i].stable, m.channels[i].rollout.target} {
+			if b != nil && !seen[b] {
+				seen[b] = true
+				size += perBundle + int64(len(b.meta)) + b.head.size() + b.files.size()
+			}
+		}
+	}
+	return size
+}
+
+// ParseManifest validates and compiles a channel manifest. The error is a *Faults that names each fault by its JSON path.
+// doc is not kept.
+//
+// The document is walked without building a tree of it. Versions come last, whatever their place, because which of them
+// are worth compiling is known only once all channels have been read.
+func ParseManifest(doc []byte) (*Manifest, error) {
+	d := &document{
+		doc: doc, m: &Manifest{}, used: map[int64]*Bundle{},
+		channelIDs: map[int64]int{}, channelNames: map[string]int{}, versionIDs: map[int64]int{},
+	}
+	d.readTop()
+	d.readVersions()
+	d.link()
+	if len(d.faults.List) > 0 {
+		return nil, &d.faults
+	}
+	d.index()
+	return d.m, nil
+}
+
+// document is the state of one compilation.
+type document struct {
+	doc    []byte
+	m      *Manifest
+	faults Faults
+	keys   keyBuilder
+
+	hasApp   bool
+	versions span
+	used     map[int64]*Bundle // versions that a channel points at; nil until read
+	channels []channelRow
+	devices  []deviceRow
+
+	// Index of the row that has an id or a name, to find the second one.
+	channelIDs   map[int64]int
+	channelNames map[string]int
+	versionIDs   map[int64]int
+}
+
+// span is a part of the document that is read later.
+type span struct{ from, to int }
+
+// channelRow is a channel with its references as numbers.
+type channelRow struct {
+	channel
+	version, target       int64
+	hasVersion, hasTarget bool
+}
+
+// deviceRow is an override, at its index in channel_devices.
+type deviceRow struct {
+	device  deviceID
+	channel int64
+	index   int
+}
+
+func (d *document) warn(path, message string) {
+	if len(d.m.Warnings) < maxFaults {
+		d.m.Warnings = append(d.m.Warnings, Fault{path, message})
+	}
+}
+
+func (d *document) readTop() {
+	w := newWalker(d.doc, "$", &d.faults)
+	w.object(func(name string) {
+		switch name {
+		case "app":
+			d.hasApp = true
+			d.readApp(w)
+		case "versions":
+			d.versions = w.span()
+		case "channels":
+			w.array(func(i int) { d.readChannel(w, i) })
+		case "channel_devices":
+			w.array(func(i int) { d.readDevice(w, i) })
+		default:
+			w.skip()
+		}
+	})
+	w.end()
+	if !d.hasApp && !w.broken && len(d.faults.List) == 0 {
+		d.faults.add("$.app", "is required")
+	}
+}
+
+func (d *document) readApp(w *walker) {
+	ok := w.object(func(name string) {
+		switch name {
+		case "app_id":
+			w.string(&d.m.AppID)
+		case "expose_metadata":
+			w.bool(&d.m.exposeMetadata)
+		default:
+			w.skip()
+		}
+	})
+	if ok && d.m.AppID == "" {
+		d.faults.add("$.app.app_id", "is required")
+	}
+}
+
+func (d *document) readDevice(w *walker, i int) {
+	var device string
+	var channel int64
+	hasChannel := false
+	ok := w.object(func(name string) {
+		switch name {
+		case "device_id":
+			w.string(&device)
+		case "channel_id":
+			hasChannel = w.integer(&channel, minID, maxID)
+		default:
+			w.skip()
+		}
+	})
+	if !ok {
+		return
+	}
+	path := func(member string) string { return fmt.Sprintf("$.channel_devices[%d].%s", i, member) }
+	id, isUUID := parseDeviceID(device)
+	switch {
+	case device == "":
+		d.faults.add(path("device_id"), "is required")
+	case !hasChannel:
+		d.faults.add(path("channel_id"), "is required")
+	case !isUUID:
+		d.warn(path("device_id"), "is not a UUID, so no device can match it")
+	default:
+		d.devices = append(d.devices, deviceRow{id, channel, i})
+	}
+}
+
+// link resolves the references between rows.
+func (d *document) link() {
+	for i := range d.channels {
+		row := &d.channels[i]
+		row.stable = builtinBundle
+		if row.hasVersion {
+			row.stable = d.bundle(row.version, i, "version")
+		}
+		if row.hasTarget {
+			row.rollout.target = d.bundle(row.target, i, "rollout_version")
+		}
+	}
+	devices := make(map[deviceID]bool, len(d.devices))
+	for _, row := range d.devices {
+		if _, ok := d.channelIDs[row.channel]; !ok {
+			d.faults.add(fmt.Sprintf("$.channel_devices[%d].channel_id", row.index),
+				fmt.Sprintf("%d is not the id of a channel", row.channel))
+		}
+		if devices[row.device] {
+			d.faults.add(fmt.Sprintf("$.channel_devices[%d].device_id", row.index), "has an override already")
+		}
+		devices[row.device] = true
+	}
+}
+
+func (d *document) bundle(id int64, channel int, member string) *Bundle {
+	b := d.used[id]
+	if b == nil {
+		d.faults.add(fmt.Sprintf("$.channels[%d].%s", channel, member), fmt.Sprintf("%d is not the id of a version", id))
+	}
+	return b
+}
+
+// index builds what Decide looks things up in. The document is free of faults.
+func (d *document) index() {
+	m := d.m
+	m.Keys = d.keys.keys()
+	m.channels = make([]channel, len(d.channels))
+	m.byName = make(map[string]*channel, len(d.channels))
+	m.pausedTargets = map[string]bool{}
+	for i := range d.channels {
+		ch := &m.channels[i]
+		*ch = d.channels[i].channel
+		ch.misconfigured = "Channel " + ch.name + " is misconfigured"
+		m.byName[ch.name] = ch
+		d.indexPublic(ch)
+		d.indexRollout(ch)
+		d.warnAboutNames(i, ch)
+	}
+	m.overrides = make(map[deviceID]*channel, len(d.devices))
+	for _, row := range d.devices {
+		m.overrides[row.device] = &m.channels[d.channelIDs[row.channel]]
+	}
+}
+
+// indexPublic keeps the first public channel of each platform: lowest by name, then by id (protocol 2.1, step 4). The
+// upstream orders names by its database's collation, this edge by bytes; two candidates are an accident anyway.
+func (d *document) indexPublic(ch *channel) {
+	if !ch.public || ch.hidden() {
+		return
+	}
+	for p := range platforms {
+		if !ch.serves[p] {
+			continue
+		}
+		old := d.m.public[p]
+		if old != nil {
+			d.warn("$.channels", fmt.Sprintf("%q and %q are both public for %s; the first by name serves", old.name, ch.name, p))
+		}
+		if old == nil || ch.name < old.name || ch.name == old.name && ch.id < old.id {
+			d.m.public[p] = ch
+		}
+	}
+}
+
+// indexRollout notes which rollouts make it worth looking at rollouts at all (protocol 2.3, fast path).
+func (d *document) indexRollout(ch *channel) {
+	r := &ch.rollout
+	if r.target == nil || !r.enabled || r.bps == 0 {
+		return
+	}
+	if r.paused {
+		d.m.pausedTargets[r.target.Name] = true
+	} else {
+		d.m.rolloutActive = true
+	}
+}
+
+func (d *document) warnAboutNames(i int, ch *channel) {
+	for _, b := range []*Bundle{ch.stable, ch.rollout.target} {
+		if b != nil && b.comparable() && !b.isSem && ch.comparesVersions() {
+			d.warn(fmt.Sprintf("$.channels[%d]", i), fmt.Sprintf(
+				"version name %q is not semver, which the channel's policy needs; devices are told misconfigured_channel", b.Name))
+		}
+	}
+}
+
+const (
+	minID = 0
+	maxID = 1<<53 - 1 // ids are JSON numbers, which iOS and JavaScript read as doubles
+)
+
+// readChannel reads one row of channels, with the defaults of the upstream's columns.
+func (d *document) readChannel(w *walker, i int) {
+	row := channelRow{channel: channel{
+		nativeFloor: true, allowEmulator: true, allowDevice: true, allowDev: true, allowProd: true,
+	}}
+	for p := range row.serves {
+		row.serves[p] = true
+	}
+	hasID := false
+	policyName := policyNames[policyMajor]
+	flags := map[string]*bool{
+		"public": &row.public, "ios": &row.serves[IOS], "android": &row.serves[Android], "electron": &row.serves[Electron],
+		"disable_auto_update_under_native": &row.nativeFloor, "allow_device_self_set": &row.selfSettable,
+		"allow_emulator": &row.allowEmulator, "allow_device": &row.allowDevice,
+		"allow_dev": &row.allowDev, "allow_prod": &row.allowProd, "rollout_enabled": &row.rollout.enabled,
+	}
+	ok := w.object(func(name string) {
+		switch name {
+		case "id":
+			hasID = w.integer(&row.id, minID, maxID)
+		case "name":
+			w.string(&row.name)
+		case "version":
+			row.hasVersion = w.integer(&row.version, minID, maxID)
+		case "disable_auto_update":
+			if text := w.bytes(); text != nil {
+				policyName = string(text)
+			}
+		case "rollout_version":
+			row.hasTarget = w.integer(&row.target, minID, maxID)
+		case "rollout_percentage_bps":
+			w.integer(&row.rollout.bps, 0, fullRollout)
+		case "rollout_id":
+			w.string(&row.rollout.id)
+		case "rollout_paused_at":
+			row.rollout.paused = len(w.bytes()) > 0
+		default:
+			if flag := flags[name]; flag != nil {
+				w.bool(flag)
+			} else {
+				w.checkAutoPause(name)
+			}
+		}
+	})
+	if !ok {
+		return
+	}
+	d.addChannel(row, i, hasID, policyName)
+}
+
+func (d *document) addChannel(row channelRow, i int, hasID bool, policyName string) {
+	path := func(member string) string { return fmt.Sprintf("$.channels[%d].%s", i, member) }
+	if !hasID {
+		d.faults.add(path("id"), "is required")
+	}
+	if row.name == "" {
+		d.faults.add(path("name"), "is required")
+	}
+	known := false
+	for p, name := range policyNames {
+		if name == policyName {
+			row.policy, known = policy(p), true
+		}
+	}
+	if !known {
+		d.faults.add(path("disable_auto_update"), "must be one of "+strings.Join(policyNames, ", "))
+	}
+	if first, twice := d.channelIDs[row.id]; twice && hasID {
+		d.faults.add(path("id"), fmt.Sprintf("is the id of $.channels[%d] already", first))
+	}
+	if first, twice := d.channelNames[row.name]; twice && row.name != "" {
+		d.faults.add(path("name"), fmt.Sprintf("is the name of $.channels[%d] already", first))
+	}
+	d.channelIDs[row.id], d.channelNames[row.name] = len(d.channels), len(d.channels)
+	if row.rollout.id == "" {
+		row.rollout.id = derivedRolloutID(row.id, row.target)
+	}
+	if row.hasVersion {
+		d.used[row.version] = nil
+	}
+	if row.hasTarget {
+		d.used[row.target] = nil
+	}
+	d.channels = append(d.channels, row)
+}
+
+// checkAutoPause judges the fields of the release guard (contract section 4); the guard itself reads them elsewhere.
+func (w *walker) checkAutoPause(name string) {
+	var n int64
+	var flag bool
+	switch name {
+	case "auto_pause_enabled":
+		w.bool(&flag)
+	case "auto_pause_window_minutes", "auto_pause_cooldown_minutes", "auto_pause_min_attempts", "auto_pause_min_failures":
+		w.integer(&n, 0, maxID)
+	case "auto_pause_failure_rate_bps":
+		w.integer(&n, 0, fullRollout)
+	case "auto_pause_confidence":
+		if !w.null() {
+			w.value('0', "a number")
+		}
+	case "auto_pause_action":
+		w.bytes()
+	default:
+		w.skip()
+	}
+}
