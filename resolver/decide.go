@@ -88,7 +88,7 @@ func (s subject) decision(r *rule) Decision {
 
 func (s subject) offer() Decision {
 	return Decision{
-		Outcome: Offer, Rule: "offer", Event: "get", Channel: s.ch.name, Bundle: s.b, check: s.c,
+		Outcome: Offer, Rule: ruleOffer, Event: "get", Channel: s.ch.name, Bundle: s.b, check: s.c,
 		withFiles: !s.b.files.empty() && filesGate.passes(s.c.plugin),
 		withMeta:  s.b.meta != "" && s.m.exposeMetadata && metaGate.passes(s.c.plugin),
 	}

@@ -1,5 +1,7 @@
 package resolver
 
+import "iter"
+
 // subject is what the rules judge: a check, the channel that serves it, and that channel's bundle for this device. It is
 // passed by value, so that judging costs no allocation.
 type subject struct {
@@ -170,3 +172,18 @@ func (s subject) policy(p policy) bool { return s.ch.policy == p && s.b.comparab
 func (s subject) sameMinor() bool {
 	return s.b.number.major == s.c.native.major && s.b.number.minor == s.c.native.minor
 }
+
+// Rules yields the name and outcome of every rule, and of the offer that is made when none fires.
+func Rules() iter.Seq2[string, Outcome] {
+	return func(yield func(string, Outcome) bool) {
+		for i := range rules {
+			if !yield(rules[i].name, rules[i].outcome) {
+				return
+			}
+		}
+		yield(ruleOffer, Offer)
+	}
+}
+
+// ruleOffer is the rule of a decision that no rule refused.
+const ruleOffer = "offer"

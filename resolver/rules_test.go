@@ -325,7 +325,7 @@ func TestRules(t *testing.T) {
 				if got := tt.nearly.decide(t).Rule; got != tt.then {
 					t.Errorf("%s answers, want %s", got, tt.then)
 				}
-				// The rules before it ask nothing of it, so it must have been silent by itself, not be hidden.
+				// The rule must be silent by itself, not merely hidden behind an earlier one.
 				if s := tt.nearly.subject(t); s.ch != nil && rules[i].fires(s) {
 					t.Error("it holds still")
 				}

@@ -8,11 +8,10 @@ import (
 
 // The table of protocol 1.3, through the parser as a device's body takes it, with the edges of each of its rules.
 func TestNativeVersion(t *testing.T) {
-	const overflow = "overflow"
 	tests := []struct {
 		name, sent string
 		used       string // "" if the check is refused with semver_error
-		more       string // overflow: too large to compare
+		overflow   bool   // too large to compare
 	}{
 		{name: "plain", sent: "1.2.3", used: "1.2.3"},
 		{name: "zeros", sent: "0.0.0", used: "0.0.0"},
@@ -41,13 +40,13 @@ func TestNativeVersion(t *testing.T) {
 		{name: "sixteen digits", sent: "1000000000000000.0.0", used: "1000000000000000.0.0"},
 		{name: "longest", sent: "1.2.3-" + strings.Repeat("a", 250), used: "1.2.3-" + strings.Repeat("a", 250)},
 
-		{name: "first number too large", sent: "9007199254740992.0.0", used: "9007199254740992.0.0", more: overflow},
-		{name: "last number too large", sent: "0.0.9007199254740992", used: "0.0.9007199254740992", more: overflow},
-		{name: "largest of 64 bits", sent: "0.18446744073709551615.0", used: "0.18446744073709551615.0", more: overflow},
-		{name: "beyond 64 bits", sent: "0.18446744073709551616.0", used: "0.18446744073709551616.0", more: overflow},
-		{name: "twenty digits", sent: "99999999999999999999.0.0", used: "99999999999999999999.0.0", more: overflow},
-		{name: "twenty digits in one part", sent: "99999999999999999999", used: "99999999999999999999.0.0", more: overflow},
-		{name: "twenty digits and a pre-release", sent: "99999999999999999999.0.0-a", used: "99999999999999999999.0.0-a", more: overflow},
+		{name: "first number too large", sent: "9007199254740992.0.0", used: "9007199254740992.0.0", overflow: true},
+		{name: "last number too large", sent: "0.0.9007199254740992", used: "0.0.9007199254740992", overflow: true},
+		{name: "largest of 64 bits", sent: "0.18446744073709551615.0", used: "0.18446744073709551615.0", overflow: true},
+		{name: "beyond 64 bits", sent: "0.18446744073709551616.0", used: "0.18446744073709551616.0", overflow: true},
+		{name: "twenty digits", sent: "99999999999999999999.0.0", used: "99999999999999999999.0.0", overflow: true},
+		{name: "twenty digits in one part", sent: "99999999999999999999", used: "99999999999999999999.0.0", overflow: true},
+		{name: "twenty digits and a pre-release", sent: "99999999999999999999.0.0-a", used: "99999999999999999999.0.0-a", overflow: true},
 
 		{name: "capital V", sent: "V1.2.3"},
 		{name: "two v", sent: "vv1.2.3"},
@@ -115,7 +114,7 @@ func TestNativeVersion(t *testing.T) {
 			if c.VersionBuild != tt.used || c.VersionName != tt.used {
 				t.Errorf("%q is used as %q and %q, want %q", tt.sent, c.VersionBuild, c.VersionName, tt.used)
 			}
-			if c.nativeOverflow != (tt.more == overflow) {
+			if c.nativeOverflow != tt.overflow {
 				t.Errorf("overflow is %t", c.nativeOverflow)
 			}
 		})
@@ -217,8 +216,7 @@ func TestBuildMetadataIsWithoutOrder(t *testing.T) {
 // Gates at their edges (protocol 1.6). Pre-releases sort below their release, so a release candidate of the first
 // version that has an ability does not have it.
 func TestGates(t *testing.T) {
-	below := func(v version) bool { return !v.less(firstWithBuiltin) }
-	above := lastWithoutKeyCheck.less
+	returnsToBuiltin := func(v version) bool { return !v.less(firstWithBuiltin) }
 	tests := []struct {
 		name   string
 		passes func(version) bool
@@ -247,12 +245,12 @@ func TestGates(t *testing.T) {
 			},
 		},
 		{
-			"return to builtin", below,
+			"return to builtin", returnsToBuiltin,
 			[]string{"6.2.0", "6.2.0+1", "6.2.1-rc.1", "7.0.0-rc.1", "8.0.0", "10.0.0"},
 			[]string{"6.2.0-rc.1", "6.1.99", "6.0.0", "5.99.0", "0.0.1"},
 		},
 		{
-			"key check", above,
+			"key check", lastWithoutKeyCheck.less,
 			[]string{"8.40.8", "8.40.8-rc.1", "8.41.0", "9.0.0", "9.0.0-alpha"},
 			[]string{"8.40.7", "8.40.7+1", "8.40.7-rc.1", "8.40.6", "7.99.0", "0.0.1"},
 		},

@@ -1,0 +1,294 @@
+package caddymodule
+
+import (
+	"net/http"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"github.com/dustin/go-humanize"
+)
+
+// parseApp reads the global option:
+//
+//	capgo_edge {
+//		storage <dir>
+//		memory  <size>
+//	}
+func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	if existing != nil {
+		return nil, d.Err("the global option capgo_edge is set already")
+	}
+	app := new(App)
+	d.Next() // the option's name
+	if d.NextArg() {
+		return nil, d.ArgErr()
+	}
+	seen := once{}
+	for d.NextBlock(0) {
+		if err := seen.check(d); err != nil {
+			return nil, err
+		}
+		var err error
+		switch d.Val() {
+		case "storage":
+			err = oneArgument(d, &app.Storage)
+		case "memory":
+			err = sizeArgument(d, &app.Memory)
+		default:
+			err = unknown(d, "storage, memory")
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return httpcaddyfile.App{Name: moduleName, Value: caddyconfig.JSON(app, nil)}, nil
+}
+
+func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
+	handler := new(Handler)
+	return handler, handler.UnmarshalCaddyfile(h.Dispenser)
+}
+
+// UnmarshalCaddyfile reads the directive:
+//
+//	capgo_edge [<matcher>] {
+//		origin file <dir>
+//		origin http <base url> {
+//			header <name> <value>
+//		}
+//		manifests [<key>] {
+//			fresh       <duration>
+//			stale_while <duration>
+//			stale       <duration>
+//			negative    <duration>
+//			max_size    <size>
+//		}
+//		apps       <pattern...>
+//		public_url <url>
+//		bundles {
+//			cors <origin...>
+//		}
+//		debug
+//	}
+func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the directive's name
+	if d.NextArg() {
+		return d.Errf("an upstream server (%s) is not supported yet; name the storage that holds manifests and bundles with \"origin\"", d.Val())
+	}
+	seen := once{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := seen.check(d); err != nil {
+			return err
+		}
+		if err := h.unmarshalOption(d); err != nil {
+			return err
+		}
+	}
+	if h.OriginRaw == nil {
+		return d.Err("capgo_edge needs an origin: say where manifests and bundles are, for example with \"origin file <dir>\"")
+	}
+	return nil
+}
+
+func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
+	switch d.Val() {
+	case "origin":
+		return h.unmarshalOrigin(d)
+	case "manifests":
+		h.Manifests = new(Manifests)
+		return h.Manifests.unmarshal(d)
+	case "apps":
+		return arguments(d, &h.Apps)
+	case "public_url":
+		return oneArgument(d, &h.PublicURL)
+	case "bundles":
+		h.Bundles = new(Bundles)
+		return h.Bundles.unmarshal(d)
+	case "debug":
+		h.Debug = true
+		return noMoreArguments(d)
+	}
+	return unknown(d, "origin, manifests, apps, public_url, bundles, debug")
+}
+
+func (h *Handler) unmarshalOrigin(d *caddyfile.Dispenser) error {
+	if !d.NextArg() {
+		return d.Err("origin needs its kind, \"file\" or \"http\", and a place")
+	}
+	kind := d.Val()
+	id := "capgo_edge.origins." + kind
+	if _, err := caddy.GetModule(id); err != nil {
+		return d.Errf("unknown kind of origin %q; the kinds are file and http", kind)
+	}
+	module, err := caddyfile.UnmarshalModule(d, id)
+	if err != nil {
+		return err
+	}
+	h.OriginRaw = caddyconfig.JSONModuleObject(module, "kind", kind, nil)
+	return nil
+}
+
+// UnmarshalCaddyfile reads: file <dir>
+func (o *FileOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the kind
+	if err := oneArgument(d, &o.Dir); err != nil {
+		return err
+	}
+	return noBlock(d)
+}
+
+// UnmarshalCaddyfile reads:
+//
+//	http <base url> {
+//		header <name> <value>
+//	}
+func (o *HTTPOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
+	d.Next() // the kind
+	if err := oneArgument(d, &o.BaseURL); err != nil {
+		return err
+	}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if d.Val() != "header" {
+			return unknown(d, "header")
+		}
+		args := d.RemainingArgs()
+		if len(args) != 2 {
+			return d.Err("header needs a name and a value")
+		}
+		if o.Headers == nil {
+			o.Headers = make(http.Header)
+		}
+		o.Headers.Add(args[0], args[1])
+	}
+	return nil
+}
+
+func (m *Manifests) unmarshal(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		m.Key = d.Val()
+	}
+	if err := noMoreArguments(d); err != nil {
+		return err
+	}
+	seen := once{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := seen.check(d); err != nil {
+			return err
+		}
+		var err error
+		switch d.Val() {
+		case "fresh":
+			err = durationArgument(d, &m.Fresh)
+		case "stale_while":
+			err = durationArgument(d, &m.StaleWhile)
+		case "stale":
+			err = durationArgument(d, &m.Stale)
+		case "negative":
+			err = durationArgument(d, &m.Negative)
+		case "max_size":
+			err = sizeArgument(d, &m.MaxSize)
+		default:
+			err = unknown(d, "fresh, stale_while, stale, negative, max_size")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *Bundles) unmarshal(d *caddyfile.Dispenser) error {
+	if err := noMoreArguments(d); err != nil {
+		return err
+	}
+	seen := once{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := seen.check(d); err != nil {
+			return err
+		}
+		if d.Val() != "cors" {
+			return unknown(d, "cors")
+		}
+		if err := arguments(d, &b.CORS); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// once notes the options of a block, none of which may stand twice.
+type once map[string]bool
+
+func (o once) check(d *caddyfile.Dispenser) error {
+	if o[d.Val()] {
+		return d.Errf("%s is set already", d.Val())
+	}
+	o[d.Val()] = true
+	return nil
+}
+
+func unknown(d *caddyfile.Dispenser, known string) error {
+	return d.Errf("unknown option %q; known here: %s", d.Val(), known)
+}
+
+func noMoreArguments(d *caddyfile.Dispenser) error {
+	if d.NextArg() {
+		return d.Errf("unexpected argument %q", d.Val())
+	}
+	return nil
+}
+
+func noBlock(d *caddyfile.Dispenser) error {
+	if d.NextBlock(d.Nesting()) {
+		return unknown(d, "none")
+	}
+	return nil
+}
+
+func oneArgument(d *caddyfile.Dispenser, value *string) error {
+	name := d.Val()
+	if !d.NextArg() || d.Val() == "" {
+		return d.Errf("%s needs a value", name)
+	}
+	*value = d.Val()
+	return noMoreArguments(d)
+}
+
+func arguments(d *caddyfile.Dispenser, values *[]string) error {
+	name := d.Val()
+	*values = d.RemainingArgs()
+	if len(*values) == 0 {
+		return d.Errf("%s needs at least one value", name)
+	}
+	return nil
+}
+
+func durationArgument(d *caddyfile.Dispenser, value *caddy.Duration) error {
+	name, text := d.Val(), ""
+	if err := oneArgument(d, &text); err != nil {
+		return err
+	}
+	parsed, err := caddy.ParseDuration(text)
+	if err != nil || parsed <= 0 {
+		return d.Errf("%s: %q is not a duration; write it like 10s, 5m or 7d", name, text)
+	}
+	*value = caddy.Duration(parsed)
+	return nil
+}
+
+func sizeArgument(d *caddyfile.Dispenser, value *int64) error {
+	name, text := d.Val(), ""
+	if err := oneArgument(d, &text); err != nil {
+		return err
+	}
+	const most = 1 << 62
+	size, err := humanize.ParseBytes(text)
+	if err != nil || size == 0 || size > most {
+		return d.Errf("%s: %q is not a size; write it like 64MiB or 10GB", name, text)
+	}
+	*value = int64(size)
+	return nil
+}

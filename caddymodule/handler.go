@@ -1,0 +1,182 @@
+package caddymodule
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"path"
+	"strings"
+	"sync"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+
+	"github.com/capgo-edge/capgo-edge/origin"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// Handler is the edge of one site: it answers update checks from channel manifests and hands out bundles. Requests that
+// are not for it go to the next handler.
+type Handler struct {
+	// Origin is the storage that holds manifests and bundles.
+	OriginRaw json.RawMessage `json:"origin,omitempty" caddy:"namespace=capgo_edge.origins inline_key=kind"`
+
+	// Manifests says where channel manifests are, and how long they are used.
+	Manifests *Manifests `json:"manifests,omitempty"`
+
+	// Apps are the apps this site serves; * matches any text. All others are unknown and cost the origin nothing. Letter
+	// case matters. Default: all.
+	Apps []string `json:"apps,omitempty"`
+
+	// PublicURL is the address phones reach this site at, with the path prefix it is mounted at, if any. Default: scheme
+	// and host of each request, as trusted proxies report them.
+	PublicURL string `json:"public_url,omitempty"`
+
+	// Bundles says how bundles are handed out.
+	Bundles *Bundles `json:"bundles,omitempty"`
+
+	// Debug adds Cache-Status to answers that are not objects, telling how the manifest was had. Default: off.
+	Debug bool `json:"debug,omitempty"`
+
+	app     *App
+	log     *zap.Logger
+	store   origin.Store
+	library *library
+	scratch *sync.Pool // of *scratch
+}
+
+// Bundles configures how bundles are handed out.
+type Bundles struct {
+	// CORS are origins that web pages may use this edge from, such as https://app.example.com, besides the web views of
+	// Capacitor and Ionic on localhost, which always may.
+	CORS []string `json:"cors,omitempty"`
+}
+
+// CaddyModule implements caddy.Module.
+func (Handler) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "http.handlers.capgo_edge", New: func() caddy.Module { return new(Handler) }}
+}
+
+// Provision reads the configuration. It touches neither disk nor network.
+func (h *Handler) Provision(ctx caddy.Context) error {
+	h.log = ctx.Logger()
+	if err := h.provisionOrigin(ctx); err != nil {
+		return err
+	}
+	if h.Manifests == nil {
+		h.Manifests = new(Manifests)
+	}
+	if err := h.Manifests.provision(); err != nil {
+		return err
+	}
+	if h.Bundles == nil {
+		h.Bundles = new(Bundles)
+	}
+	if err := h.checkAddresses(); err != nil {
+		return err
+	}
+	app, err := ctx.App(moduleName)
+	if err != nil {
+		return err
+	}
+	h.app = app.(*App)
+	h.library = newLibrary(h.app.runtime, h.store, h.Manifests)
+	h.scratch = &sync.Pool{New: func() any { return new(scratch) }}
+	return nil
+}
+
+func (h *Handler) provisionOrigin(ctx caddy.Context) error {
+	if h.OriginRaw == nil {
+		return errors.New("no origin: say where manifests and bundles are, for example with \"origin file <dir>\"")
+	}
+	module, err := ctx.LoadModule(h, "OriginRaw")
+	if err != nil {
+		return fmt.Errorf("loading the origin: %w", err)
+	}
+	h.store, err = module.(Origin).Store()
+	return err
+}
+
+// checkAddresses judges and normalizes what names addresses and apps.
+func (h *Handler) checkAddresses() error {
+	var err error
+	if h.PublicURL, err = expand("public_url", h.PublicURL); err != nil {
+		return err
+	}
+	if h.PublicURL != "" {
+		u, err := url.Parse(h.PublicURL)
+		if err != nil || u.Scheme != "http" && u.Scheme != "https" || !isHost(u.Host) || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+			return fmt.Errorf("public_url: %q must be http(s)://host, with a path at the most", h.PublicURL)
+		}
+		h.PublicURL = strings.TrimSuffix(u.String(), "/")
+	}
+	for _, pattern := range h.Apps {
+		if pattern == "" || strings.ContainsAny(pattern, `?[]\/`) {
+			return fmt.Errorf("apps: %q is not an app id with *", pattern)
+		}
+	}
+	for i, o := range h.Bundles.CORS {
+		u, err := url.Parse(o)
+		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" && u.Path != "/" {
+			return fmt.Errorf("cors: %q must be an origin, such as https://app.example.com", o)
+		}
+		h.Bundles.CORS[i] = strings.TrimSuffix(o, "/")
+	}
+	return nil
+}
+
+// Cleanup gives up the handler. Requests may still be running in it, so nothing is taken from under them; connections
+// and files they do not use are freed when they end.
+func (h *Handler) Cleanup() error { return nil }
+
+// serves reports whether this site serves the app.
+func (h *Handler) serves(appID string) bool {
+	if len(h.Apps) == 0 {
+		return true
+	}
+	for _, pattern := range h.Apps {
+		if ok, _ := path.Match(pattern, appID); ok { // the only error is a bad pattern, of which there is none
+			return true
+		}
+	}
+	return false
+}
+
+// ServeHTTP routes a request (contract section 3).
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {
+	if strings.HasPrefix(r.URL.Path, resolver.FilesPath) {
+		return h.open(w, r, h.serveObject)
+	}
+	switch strings.TrimPrefix(r.URL.Path, "/plugin") {
+	case "/updates":
+		return h.open(w, r, h.serveUpdates)
+	case "/updates/manifest_size":
+		return h.open(w, r, h.serveSizes)
+	case "/stats":
+		return h.open(w, r, h.serveStats)
+	case "/channel_self":
+		return h.open(w, r, h.serveChannelSelf)
+	case "/ok":
+		if r.URL.Path == "/ok" {
+			return h.open(w, r, h.serveOK)
+		}
+	}
+	return next.ServeHTTP(w, r)
+}
+
+// open serves a request once the storage is open. A request may come before the app was started.
+func (h *Handler) open(w http.ResponseWriter, r *http.Request, serve func(http.ResponseWriter, *http.Request)) error {
+	if err := h.app.runtime.open(h.app.settings, h.log); err != nil {
+		return caddyhttp.Error(http.StatusServiceUnavailable, err)
+	}
+	h.allowOrigin(w, r)
+	if r.Method == http.MethodOptions {
+		h.servePreflight(w, r)
+		return nil
+	}
+	serve(w, r)
+	return nil
+}

@@ -1,0 +1,169 @@
+package caddymodule
+
+import (
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// counters count what a runtime does. They are plain atomics, read when metrics are scraped: nothing is looked up, locked
+// or allocated per request.
+type counters struct {
+	decisions  map[string]*decisionCounter // by rule; filled once, then only read
+	refusals   map[string]*atomic.Uint64   // by wire code; likewise
+	objects    [objectStates]atomic.Uint64
+	origins    [originUses][originResults]atomic.Uint64
+	originTime [originUses]atomic.Int64 // nanoseconds, of all requests together
+	diskErrors atomic.Uint64
+}
+
+type decisionCounter struct {
+	outcome string
+	n       atomic.Uint64
+}
+
+// objectState says how a request for an object ended.
+type objectState int
+
+const (
+	objectStreamed objectState = iota // from the origin
+	objectMissing                     // named by no manifest, or not in the origin
+	objectFailed                      // the origin could not be asked
+	objectCut                         // the origin broke off
+	objectStates
+)
+
+func (s objectState) String() string {
+	return [...]string{"streamed", "missing", "failed", "cut"}[s]
+}
+
+// originUse says what the origin was asked for.
+type originUse int
+
+const (
+	originManifest originUse = iota
+	originObject
+	originUses
+)
+
+func (u originUse) String() string { return [...]string{"manifest", "object"}[u] }
+
+// originResult says what it answered.
+type originResult int
+
+const (
+	originOK originResult = iota
+	originNotModified
+	originNotFound
+	originError
+	originResults
+)
+
+func (r originResult) String() string {
+	return [...]string{"ok", "not_modified", "not_found", "error"}[r]
+}
+
+func newCounters() *counters {
+	c := &counters{decisions: map[string]*decisionCounter{}, refusals: map[string]*atomic.Uint64{}}
+	for rule, outcome := range resolver.Rules() {
+		c.decisions[rule] = &decisionCounter{outcome: outcome.String()}
+	}
+	for _, code := range []string{
+		"invalid_json_parse_body", "invalid_json_body", "missing_device_id", "missing_app_id", "semver_error", codeTooLarge,
+	} {
+		c.refusals[code] = new(atomic.Uint64)
+	}
+	return c
+}
+
+func (c *counters) decided(d *resolver.Decision) { c.decisions[d.Rule].n.Add(1) }
+
+func (c *counters) refused(code string) { c.refusals[code].Add(1) }
+
+func (c *counters) object(s objectState) { c.objects[s].Add(1) }
+
+func (c *counters) origin(use originUse, took time.Duration, err error) {
+	result := originError
+	switch {
+	case err == nil:
+		result = originOK
+	case errors.Is(err, origin.ErrNotModified):
+		result = originNotModified
+	case errors.Is(err, origin.ErrNotFound):
+		result = originNotFound
+	}
+	c.origins[use][result].Add(1)
+	c.originTime[use].Add(int64(took))
+}
+
+// The metrics. Labels come from closed sets; app ids are chosen by clients and never become one.
+var (
+	descUpdates = prometheus.NewDesc("caddy_capgo_edge_updates_total",
+		"Update checks decided, by outcome and by the rule that decided.", []string{"storage", "outcome", "rule"}, nil)
+	descRefused = prometheus.NewDesc("caddy_capgo_edge_updates_refused_total",
+		"Update checks whose body was refused, by wire code.", []string{"storage", "code"}, nil)
+	descManifests = prometheus.NewDesc("caddy_capgo_edge_manifest_cache_total",
+		"Lookups of channel manifests, by how they were answered.", []string{"storage", "state"}, nil)
+	descObjects = prometheus.NewDesc("caddy_capgo_edge_bundle_requests_total",
+		"Requests for bundles and delta files, by how they ended.", []string{"storage", "state"}, nil)
+	descOrigin = prometheus.NewDesc("caddy_capgo_edge_origin_requests_total",
+		"Requests to origins, by what was asked for and how it was answered.", []string{"storage", "use", "result"}, nil)
+	descOriginTime = prometheus.NewDesc("caddy_capgo_edge_origin_seconds_total",
+		"Time until origins answered, summed over all requests.", []string{"storage", "use"}, nil)
+	descDisk = prometheus.NewDesc("caddy_capgo_edge_storage_errors_total",
+		"Last good manifests that could not be kept or read.", []string{"storage"}, nil)
+)
+
+// collector shows one runtime's counters. Storage directories come from the configuration, so they are a fit label.
+type collector struct{ runtime *runtime }
+
+// Describe implements prometheus.Collector. It tells nothing, which makes the collector an unchecked one: several
+// runtimes in one registry share all names and differ in a label.
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	r := c.runtime
+	count := func(desc *prometheus.Desc, n uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, float64(n), append([]string{r.dir}, labels...)...)
+	}
+	for rule, d := range r.counters.decisions {
+		count(descUpdates, d.n.Load(), d.outcome, rule)
+	}
+	for code, n := range r.counters.refusals {
+		count(descRefused, n.Load(), code)
+	}
+	for s := range objectStates {
+		count(descObjects, r.counters.objects[s].Load(), s.String())
+	}
+	for use := range originUses {
+		for result := range originResults {
+			count(descOrigin, r.counters.origins[use][result].Load(), use.String(), result.String())
+		}
+		seconds := time.Duration(r.counters.originTime[use].Load()).Seconds()
+		ch <- prometheus.MustNewConstMetric(descOriginTime, prometheus.CounterValue, seconds, r.dir, use.String())
+	}
+	count(descDisk, r.counters.diskErrors.Load())
+	for state, n := range r.manifestCounts() {
+		count(descManifests, n, state.String())
+	}
+}
+
+// manifestCounts is empty until the directory was opened.
+func (r *runtime) manifestCounts() map[cache.State]uint64 {
+	if !r.users.enter() {
+		return nil
+	}
+	defer r.users.leave()
+	memory := r.opened.Load()
+	if memory == nil {
+		return nil
+	}
+	return memory.Counts()
+}
