@@ -32,7 +32,7 @@ func OpenDir(dir string) error {
 	}
 	found, err := strconv.Atoi(strings.TrimSpace(string(stamp)))
 	switch {
-	case err != nil:
+	case err != nil || found < 1:
 		return fmt.Errorf("%s does not hold a layout version; use an empty directory, or one that this program made", path)
 	case found > layout:
 		return fmt.Errorf("%s was written by a newer version (layout %d, this one knows %d); upgrade, or use another directory",

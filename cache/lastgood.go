@@ -46,12 +46,12 @@ func OpenLastGood(dir string) (*LastGood, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	unfinished, err := filepath.Glob(filepath.Join(dir, "*", "*.tmp"))
+	unfinished, err := fs.Glob(os.DirFS(dir), "*/*.tmp") // not filepath.Glob: dir may hold what is a pattern there
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range unfinished {
-		_ = os.Remove(path) // it is only in the way of disk space
+		_ = os.Remove(filepath.Join(dir, filepath.FromSlash(path))) // it is only in the way of disk space
 	}
 	return &LastGood{dir}, nil
 }

@@ -1,9 +1,11 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"io/fs"
 	"math/rand/v2"
@@ -91,8 +93,8 @@ const (
 	firstWait = 8 * time.Second
 	// staleWait is how long a caller waits rather than take a document older than Ages allow.
 	staleWait = 2 * time.Second
-	// After a failed request the next one waits, longer each time.
-	retryFirst, retryMost = time.Second, 30 * time.Second
+	// After a failed request the next one waits, longer each time: half to one and a half of these.
+	retryFirst, retryMost = 2 * time.Second, 30 * time.Second
 	// forcedEvery is the least time between two requests that callers force for one document.
 	forcedEvery = time.Second
 	// maxOutcomes bounds how many unknown and failing names are remembered.
@@ -127,7 +129,18 @@ type entry[V any] struct {
 	size      int64
 	doc       Document // without Raw
 	sum       [sha256.Size]byte
-	validated atomic.Int64 // when the origin last confirmed it, on Memory's clock
+	memo      []byte
+	validated atomic.Int64           // when the origin last confirmed it, on Memory's clock
+	unsaved   atomic.Pointer[[]byte] // its text, while that could not be written to disk
+}
+
+// cost is what e takes of memory.
+func (e *entry[V]) cost() int64 {
+	cost := e.size + int64(len(e.memo))
+	if raw := e.unsaved.Load(); raw != nil {
+		cost += int64(len(*raw))
+	}
+	return cost
 }
 
 // outcome remembers why the origin is not to be asked again for a while.
@@ -223,7 +236,11 @@ func (m *Memory[V]) answer(ctx context.Context, s *Source[V], e *entry[V], whenF
 	if usable && (failed || age < s.Ages.Fresh+s.Ages.StaleWhile) {
 		return e.value, Stale, nil
 	}
-	wait, cancel := context.WithTimeout(ctx, staleWait)
+	patience := staleWait
+	if !usable {
+		patience = firstWait // there is nothing better to say
+	}
+	wait, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	switch refreshed, err := c.wait(wait); {
 	case err == nil:
@@ -252,7 +269,7 @@ func (m *Memory[V]) Revalidate(ctx context.Context, s *Source[V], name string) (
 		return none, last.err
 	}
 	c := m.refreshing.start(key, func() (*entry[V], error) {
-		e := m.current(e)
+		e := m.current(s, e)
 		if err := m.sleep(forcedEvery - m.age(e)); err != nil {
 			return nil, err
 		}
@@ -312,7 +329,12 @@ func (m *Memory[V]) restore(s *Source[V], key Key) *entry[V] {
 		}
 		return nil
 	}
-	value, size, err := s.Decode(key.Name, c.Raw, c.Memo)
+	e := m.newEntry(key, c.Document)
+	e.memo = bytes.Clone(c.Memo) // else it would hold on to the text behind it
+	err = safely(func() (err error) {
+		e.value, e.size, err = s.Decode(key.Name, c.Raw, c.Memo)
+		return err
+	})
 	if err != nil {
 		s.ReportDisk(key.Name, err)
 		return nil
@@ -321,8 +343,10 @@ func (m *Memory[V]) restore(s *Source[V], key Key) *entry[V] {
 	if age < 0 { // the clock was set back, or somebody copied the directory
 		age = s.Ages.Fresh
 	}
-	e := m.newEntry(key, value, size, c.Document, sha256.Sum256(c.Raw))
 	e.validated.Store(m.now() - int64(age))
+	if now := m.lookup(key); now != nil { // a request ended meanwhile, and what it brought must not be undone
+		return now
+	}
 	m.keep(e)
 	return e
 }
@@ -330,7 +354,7 @@ func (m *Memory[V]) restore(s *Source[V], key Key) *entry[V] {
 // refresh has the origin confirm a document that was found too old. It looks again first: between the finding and this
 // flight another one may have ended, whose result must not be asked for twice.
 func (m *Memory[V]) refresh(s *Source[V], e *entry[V]) (*entry[V], error) {
-	e = m.current(e)
+	e = m.current(s, e)
 	if m.age(e) < s.Ages.Fresh {
 		return e, nil
 	}
@@ -340,9 +364,12 @@ func (m *Memory[V]) refresh(s *Source[V], e *entry[V]) (*entry[V], error) {
 	return m.fetch(s, e.key, e)
 }
 
-// current returns what has taken the place of e, or e.
-func (m *Memory[V]) current(e *entry[V]) *entry[V] {
+// current returns what has taken the place of e, or e. Where memory has no room for it, the copy on disk tells.
+func (m *Memory[V]) current(s *Source[V], e *entry[V]) *entry[V] {
 	if now := m.lookup(e.key); now != nil {
+		return now
+	}
+	if now := m.restore(s, e.key); now != nil && m.age(now) < m.age(e) {
 		return now
 	}
 	return e
@@ -352,17 +379,11 @@ func (m *Memory[V]) current(e *entry[V]) *entry[V] {
 func (m *Memory[V]) fetch(s *Source[V], key Key, prev *entry[V]) (*entry[V], error) {
 	ctx, cancel := context.WithTimeout(m.ctx, loadTimeout)
 	defer cancel()
-	var known Document
-	if prev != nil {
-		known = prev.doc
-	}
-	doc, err := s.Fetch(ctx, key.Name, known)
 	var next *entry[V]
-	if err == nil {
-		next, err = m.publish(s, key, prev, doc)
-	} else if prev != nil && errors.Is(err, ErrNotModified) {
-		next, err = prev, nil
-	}
+	err := safely(func() (err error) {
+		next, err = m.ask(ctx, s, key, prev)
+		return err
+	})
 	if m.ctx.Err() != nil {
 		return prev, m.ctx.Err() // closing: this says nothing about the origin
 	}
@@ -374,35 +395,74 @@ func (m *Memory[V]) fetch(s *Source[V], key Key, prev *entry[V]) (*entry[V], err
 	return next, nil
 }
 
-// publish compiles a new revision and puts it in the place of prev.
-func (m *Memory[V]) publish(s *Source[V], key Key, prev *entry[V], doc Document) (*entry[V], error) {
-	sum := sha256.Sum256(doc.Raw)
-	if prev != nil && sum == prev.sum { // the same content under new validators
-		next := m.newEntry(key, prev.value, prev.size, doc, sum)
-		m.keep(next)
-		return next, nil
+func (m *Memory[V]) ask(ctx context.Context, s *Source[V], key Key, prev *entry[V]) (*entry[V], error) {
+	var known Document
+	if prev != nil {
+		known = prev.doc
 	}
-	value, size, err := s.Decode(key.Name, doc.Raw, nil)
-	if err != nil {
+	doc, err := s.Fetch(ctx, key.Name, known)
+	switch {
+	case err == nil:
+		return m.publish(s, key, prev, doc)
+	case prev == nil || !errors.Is(err, ErrNotModified):
 		return nil, err
 	}
-	var memo []byte
-	if prev != nil && s.Replace != nil {
-		memo = s.Replace(prev.value, value)
+	if raw := prev.unsaved.Load(); raw != nil {
+		m.save(s, prev, *raw)
 	}
-	if err := m.lastGood.save(key, doc, memo); err != nil {
-		s.ReportDisk(key.Name, err)
+	return prev, nil
+}
+
+// safely returns a panic of do as an error. What a document does to its Source is to be retried as if it were invalid,
+// not by each caller anew.
+func safely(do func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic while loading: %v", p)
+		}
+	}()
+	return do()
+}
+
+// publish compiles a new revision and puts it in the place of prev.
+func (m *Memory[V]) publish(s *Source[V], key Key, prev *entry[V], doc Document) (*entry[V], error) {
+	next := m.newEntry(key, doc)
+	if prev != nil && next.sum == prev.sum { // the same content under new validators
+		next.value, next.size, next.memo = prev.value, prev.size, prev.memo
+	} else {
+		var err error
+		if next.value, next.size, err = s.Decode(key.Name, doc.Raw, nil); err != nil {
+			return nil, err
+		}
+		if prev != nil && s.Replace != nil {
+			next.memo = s.Replace(prev.value, next.value)
+		}
 	}
-	next := m.newEntry(key, value, size, doc, sum)
+	m.save(s, next, doc.Raw)
 	m.keep(next)
 	return next, nil
+}
+
+// save writes the last good copy of e. If that fails e keeps the text, to be written when the origin next confirms it;
+// the copy on disk, if any, is of an earlier revision then.
+func (m *Memory[V]) save(s *Source[V], e *entry[V], raw []byte) {
+	doc := e.doc
+	doc.Raw = raw
+	if err := m.lastGood.save(e.key, doc, e.memo); err != nil {
+		s.ReportDisk(e.key.Name, err)
+		e.unsaved.Store(&raw)
+		return
+	}
+	e.unsaved.Store(nil)
 }
 
 // confirmed notes that the origin stands by e just now.
 func (m *Memory[V]) confirmed(s *Source[V], e *entry[V]) {
 	e.validated.Store(m.now())
-	if err := m.lastGood.touch(e.key); err != nil {
-		s.ReportDisk(e.key.Name, err)
+	if e.unsaved.Load() == nil {
+		if err := m.lastGood.touch(e.key); err != nil {
+			s.ReportDisk(e.key.Name, err)
+		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -426,7 +486,7 @@ func (m *Memory[V]) failed(s *Source[V], key Key, prev *entry[V], err error) err
 	wait := min(retryFirst<<min(last.failures, 10), retryMost)
 	wait = wait/2 + rand.N(wait) // sites and documents must not ask in step
 	if errors.Is(err, ErrNotFound) {
-		wait = s.Ages.Negative
+		wait = max(s.Ages.Negative, forcedEvery)
 	}
 	next.until = m.now() + int64(wait)
 	m.outcomes.Add(key, next)
@@ -439,17 +499,17 @@ func (m *Memory[V]) outcome(key Key) (outcome, bool) {
 	return m.outcomes.Get(key)
 }
 
-// newEntry makes an entry that the origin confirmed just now. It does not keep the document's text.
-func (m *Memory[V]) newEntry(key Key, value V, size int64, doc Document, sum [sha256.Size]byte) *entry[V] {
-	doc.Raw = nil
-	e := &entry[V]{key: key, value: value, size: size, doc: doc, sum: sum}
+// newEntry makes an entry, without its value, that the origin confirmed just now. It does not keep the document's text.
+func (m *Memory[V]) newEntry(key Key, doc Document) *entry[V] {
+	e := &entry[V]{key: key, doc: doc, sum: sha256.Sum256(doc.Raw)}
+	e.doc.Raw = nil
 	e.validated.Store(m.now())
 	return e
 }
 
 // keep offers e to the memory, and returns once a lookup would show it unless there is no room for it.
 func (m *Memory[V]) keep(e *entry[V]) {
-	m.cache.Set(m.hash(e.key), e, e.size)
+	m.cache.Set(m.hash(e.key), e, e.cost())
 	m.cache.Wait()
 }
 

@@ -102,6 +102,8 @@ func (h *Handler) serveOK(w http.ResponseWriter, r *http.Request) {
 func readBody(w http.ResponseWriter, r *http.Request, buf []byte, limit int64) ([]byte, bool) {
 	buf = buf[:0]
 	if r.ContentLength > limit {
+		// A client that is still sending may miss an answer behind which the connection breaks.
+		_, _ = io.CopyN(io.Discard, r.Body, limit+limit/8)
 		refuseTooLarge(w, limit)
 		return buf, false
 	}
@@ -117,11 +119,11 @@ func readBody(w http.ResponseWriter, r *http.Request, buf []byte, limit int64) (
 		}
 		n, err := body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
+		if errors.Is(err, io.EOF) || int64(len(buf)) == r.ContentLength {
+			return buf, true
+		}
 		if err == nil {
 			continue
-		}
-		if errors.Is(err, io.EOF) {
-			return buf, true
 		}
 		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 			refuseTooLarge(w, limit)

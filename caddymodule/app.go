@@ -35,6 +35,13 @@ const defaultMemory = 256 << 20
 // minMemory is less than which no manifest of a real app would fit.
 const minMemory = 1 << 20
 
+func checkMemory(bytes int64) error {
+	if bytes < minMemory {
+		return fmt.Errorf("memory: %d bytes are too little, give at least 1MiB", bytes)
+	}
+	return nil
+}
+
 // CaddyModule implements caddy.Module.
 func (App) CaddyModule() caddy.ModuleInfo {
 	return caddy.ModuleInfo{ID: moduleName, New: func() caddy.Module { return new(App) }}
@@ -47,8 +54,8 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if a.Memory == 0 {
 		a.Memory = defaultMemory
 	}
-	if a.Memory < minMemory {
-		return fmt.Errorf("memory %d is too little, give at least 1MiB", a.Memory)
+	if err := checkMemory(a.Memory); err != nil {
+		return err
 	}
 	a.settings = settings{memory: a.Memory}
 	dir, err := expand("storage", a.Storage)

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"net/http"
+	"strings"
 
 	"github.com/caddyserver/caddy/v2"
 	"github.com/caddyserver/caddy/v2/caddyconfig"
@@ -18,11 +19,11 @@ import (
 //		memory  <size>
 //	}
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
+	d.Next() // the option's name
 	if existing != nil {
 		return nil, d.Err("the global option capgo_edge is set already")
 	}
 	app := new(App)
-	d.Next() // the option's name
 	if d.NextArg() {
 		return nil, d.ArgErr()
 	}
@@ -36,7 +37,9 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		case "storage":
 			err = oneArgument(d, &app.Storage)
 		case "memory":
-			err = sizeArgument(d, &app.Memory)
+			if err = sizeArgument(d, &app.Memory); err == nil {
+				err = atLine(d, checkMemory(app.Memory))
+			}
 		default:
 			err = unknown(d, "storage, memory")
 		}
@@ -101,9 +104,15 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
 		h.Manifests = new(Manifests)
 		return h.Manifests.unmarshal(d)
 	case "apps":
-		return arguments(d, &h.Apps)
+		if err := arguments(d, &h.Apps); err != nil {
+			return err
+		}
+		return atLine(d, checkApps(h.Apps))
 	case "public_url":
-		return oneArgument(d, &h.PublicURL)
+		if err := oneArgument(d, &h.PublicURL); err != nil || strings.Contains(h.PublicURL, "{") {
+			return err
+		}
+		return atLine(d, checkPublicURL(h.PublicURL))
 	case "bundles":
 		h.Bundles = new(Bundles)
 		return h.Bundles.unmarshal(d)
@@ -150,6 +159,9 @@ func (o *HTTPOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := oneArgument(d, &o.BaseURL); err != nil {
 		return err
 	}
+	if err := checkBaseURL(o.BaseURL); err != nil {
+		return atLine(d, err)
+	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
 		if d.Val() != "header" {
 			return unknown(d, "header")
@@ -157,6 +169,9 @@ func (o *HTTPOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		args := d.RemainingArgs()
 		if len(args) != 2 {
 			return d.Err("header needs a name and a value")
+		}
+		if err := checkPlaceholders("header "+args[0], args[1]); err != nil {
+			return atLine(d, err)
 		}
 		if o.Headers == nil {
 			o.Headers = make(http.Header)
@@ -197,7 +212,9 @@ func (m *Manifests) unmarshal(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	return nil
+	complete := *m // judged with its defaults, written without
+	complete.setDefaults()
+	return atLine(d, complete.check())
 }
 
 func (b *Bundles) unmarshal(d *caddyfile.Dispenser) error {
@@ -215,6 +232,9 @@ func (b *Bundles) unmarshal(d *caddyfile.Dispenser) error {
 		if err := arguments(d, &b.CORS); err != nil {
 			return err
 		}
+		if err := checkCORS(b.CORS); err != nil {
+			return atLine(d, err)
+		}
 	}
 	return nil
 }
@@ -228,6 +248,14 @@ func (o once) check(d *caddyfile.Dispenser) error {
 	}
 	o[d.Val()] = true
 	return nil
+}
+
+// atLine tells where in the Caddyfile err was found.
+func atLine(d *caddyfile.Dispenser, err error) error {
+	if err == nil {
+		return nil
+	}
+	return d.WrapErr(err)
 }
 
 func unknown(d *caddyfile.Dispenser, known string) error {

@@ -102,28 +102,48 @@ func (h *Handler) provisionOrigin(ctx caddy.Context) error {
 
 // checkAddresses judges and normalizes what names addresses and apps.
 func (h *Handler) checkAddresses() error {
-	var err error
-	if h.PublicURL, err = expand("public_url", h.PublicURL); err != nil {
+	public, err := expand("public_url", h.PublicURL)
+	if err != nil {
 		return err
 	}
-	if h.PublicURL != "" {
-		u, err := url.Parse(h.PublicURL)
-		if err != nil || u.Scheme != "http" && u.Scheme != "https" || !isHost(u.Host) || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
-			return fmt.Errorf("public_url: %q must be http(s)://host, with a path at the most", h.PublicURL)
+	if public != "" {
+		if err := checkPublicURL(public); err != nil {
+			return err
 		}
-		h.PublicURL = strings.TrimSuffix(u.String(), "/")
 	}
-	for _, pattern := range h.Apps {
+	h.PublicURL = strings.TrimSuffix(public, "/")
+	if err := checkApps(h.Apps); err != nil {
+		return err
+	}
+	return checkCORS(h.Bundles.CORS)
+}
+
+func checkPublicURL(s string) error {
+	u, err := url.Parse(s)
+	if err != nil || !isWebScheme(u.Scheme) || !isHost(u.Host) || u.RawQuery != "" || u.Fragment != "" || u.User != nil ||
+		strings.ContainsAny(s, `"\<> `) {
+		return fmt.Errorf("public_url: %q must be http(s)://host, with a path at the most", s)
+	}
+	return nil
+}
+
+func isWebScheme(scheme string) bool { return scheme == "http" || scheme == "https" }
+
+func checkApps(patterns []string) error {
+	for _, pattern := range patterns {
 		if pattern == "" || strings.ContainsAny(pattern, `?[]\/`) {
-			return fmt.Errorf("apps: %q is not an app id with *", pattern)
+			return fmt.Errorf("apps: %q is not an app id, nor one with *", pattern)
 		}
 	}
-	for i, o := range h.Bundles.CORS {
+	return nil
+}
+
+func checkCORS(origins []string) error {
+	for _, o := range origins {
 		u, err := url.Parse(o)
-		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" && u.Path != "/" {
-			return fmt.Errorf("cors: %q must be an origin, such as https://app.example.com", o)
+		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" {
+			return fmt.Errorf("cors: %q must be an origin as browsers send it, such as https://app.example.com", o)
 		}
-		h.Bundles.CORS[i] = strings.TrimSuffix(o, "/")
 	}
 	return nil
 }

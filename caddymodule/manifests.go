@@ -37,16 +37,24 @@ type Manifests struct {
 const appIDPlaceholder = "{app_id}"
 
 func (m *Manifests) provision() error {
+	m.setDefaults()
+	var err error
+	if m.Key, err = expand("manifests", m.Key); err != nil {
+		return err
+	}
+	return m.check()
+}
+
+func (m *Manifests) setDefaults() {
 	setDefault(&m.Key, "manifests/"+appIDPlaceholder+".json")
 	setDefault(&m.Fresh, caddy.Duration(10*time.Second))
 	setDefault(&m.StaleWhile, caddy.Duration(time.Minute))
 	setDefault(&m.Stale, caddy.Duration(7*24*time.Hour))
 	setDefault(&m.Negative, caddy.Duration(10*time.Second))
 	setDefault(&m.MaxSize, 64<<20)
-	var err error
-	if m.Key, err = expand("manifests", m.Key); err != nil {
-		return err
-	}
+}
+
+func (m *Manifests) check() error {
 	switch {
 	case !strings.Contains(m.Key, appIDPlaceholder):
 		return fmt.Errorf("manifests: the key %q must contain %s", m.Key, appIDPlaceholder)
@@ -215,7 +223,10 @@ func (l *library) read(ctx context.Context, key string, prev cache.Document) (do
 		return doc, err
 	}
 	defer func() { err = errors.Join(err, o.Body.Close()) }()
-	doc = cache.Document{ETag: o.ETag, Modified: o.Modified}
+	doc = cache.Document{ETag: o.ETag}
+	if !o.Unsettled {
+		doc.Modified = o.Modified
+	}
 	tooLarge := fmt.Errorf("the manifest is larger than max_size, %d bytes", l.config.MaxSize)
 	switch {
 	case o.Size > l.config.MaxSize:

@@ -76,16 +76,34 @@ func (o *HTTPOrigin) Store() (origin.Store, error) {
 	return store, nil
 }
 
+// checkBaseURL is what NewHTTP says of a base address, as far as it can be known before placeholders have values.
+func checkBaseURL(base string) error {
+	if err := checkPlaceholders("origin http", base); err != nil || strings.Contains(base, "{") {
+		return err
+	}
+	if _, err := origin.NewHTTP(origin.HTTPOptions{BaseURL: base}); err != nil {
+		return fmt.Errorf("origin http: %w", err)
+	}
+	return nil
+}
+
 // expand fills in {env.*} and {file.*}. What else stands in braces is left as it is, {app_id} for one, but a placeholder
 // of a request has no value here.
 func expand(what, value string) (string, error) {
-	if strings.Contains(value, "{http.request.") {
-		return "", fmt.Errorf("%s: %q holds a placeholder of a request, which has no value here; note that a Caddyfile turns "+
-			"{file.name} into one: give a file's full path, {file./path/name}, or use {env.NAME}", what, value)
+	if err := checkPlaceholders(what, value); err != nil {
+		return "", err
 	}
 	expanded, err := caddy.NewReplacer().ReplaceOrErr(value, true, false)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", what, err)
 	}
 	return expanded, nil
+}
+
+func checkPlaceholders(what, value string) error {
+	if strings.Contains(value, "{http.") {
+		return fmt.Errorf("%s: %q holds a placeholder of a request, which has no value here; note that a Caddyfile turns "+
+			"{file.name} into one: give a file's full path, {file./path/name}, or use {env.NAME}", what, value)
+	}
+	return nil
 }

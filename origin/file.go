@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // File is a Store over a directory: manifests and bundles that some other tool puts there, and sites without a network.
@@ -46,7 +47,7 @@ type LinkError struct {
 }
 
 func (e *LinkError) Error() string {
-	return fmt.Sprintf("link %s leads out of the origin's directory, to %s; put the file itself there, or a link that stays inside", e.Link, e.Target)
+	return fmt.Sprintf("link %s leads out of the origin's directory, to %s; put the file itself there, or a relative link that stays inside", e.Link, e.Target)
 }
 
 // Get implements Store.
@@ -54,14 +55,14 @@ func (f *File) Get(ctx context.Context, key string, opts GetOptions) (*Object, e
 	if err := ctx.Err(); err != nil {
 		return nil, unavailable("%w", err)
 	}
-	if !filepath.IsLocal(filepath.FromSlash(key)) || strings.IndexByte(key, 0) >= 0 {
-		return nil, ErrNotFound
+	if !filepath.IsLocal(filepath.FromSlash(key)) || path.Clean(key) != key || strings.IndexByte(key, 0) >= 0 {
+		return nil, ErrNotFound // no file is called so
 	}
 	root, err := f.open()
 	if err != nil {
 		return nil, unavailable("%w", err)
 	}
-	file, err := root.Open(filepath.FromSlash(key))
+	file, err := root.OpenFile(filepath.FromSlash(key), os.O_RDONLY|openNonblock, 0)
 	if err != nil {
 		return nil, f.openError(root, key, err)
 	}
@@ -100,13 +101,19 @@ func (f *File) open() (*os.Root, error) {
 }
 
 func (f *File) openError(root *os.Root, key string, err error) error {
-	if errors.Is(err, fs.ErrNotExist) || isNotDirectory(err) {
+	if errors.Is(err, fs.ErrNotExist) || isNoFile(err) {
 		return ErrNotFound
 	}
 	if link := escapingLink(root, key); link != nil {
 		return unavailable("%w", link)
 	}
 	return unavailable("%w", err)
+}
+
+// isSystemError reports that err came from the operating system.
+func isSystemError(err error) bool {
+	_, is := errors.AsType[syscall.Errno](err)
+	return is
 }
 
 // escapingLink finds the link along key that leaves root, which os.Root refuses without naming it.
@@ -123,8 +130,8 @@ func escapingLink(root *os.Root, key string) *LinkError {
 		if info.Mode()&fs.ModeSymlink == 0 {
 			continue
 		}
-		if _, err := root.Stat(filepath.FromSlash(part)); err == nil || errors.Is(err, fs.ErrNotExist) {
-			continue
+		if _, err := root.Stat(filepath.FromSlash(part)); err == nil || isSystemError(err) {
+			continue // os.Root says by itself that a link escapes; what the system says is another matter
 		}
 		target, err := root.Readlink(filepath.FromSlash(part))
 		if err != nil {
@@ -176,7 +183,8 @@ func fileETag(info fs.FileInfo) string {
 // seenFiles remembers which file a key was last, for a bounded number of keys.
 //
 // Size and time alone do not prove that a manifest is unchanged: reproducible builds give all files one time, and
-// "1.0.1" is as long as "1.0.2". A file that was not seen before is therefore always read again.
+// "1.0.1" is as long as "1.0.2". A file that was not seen before is therefore always read again, and so is one that was
+// written to since, whatever its time was set to (isSameFile).
 type seenFiles struct {
 	mu    sync.Mutex
 	files map[string]fs.FileInfo // guarded by mu
@@ -193,5 +201,5 @@ func (s *seenFiles) same(key string, info fs.FileInfo) bool {
 		s.files = make(map[string]fs.FileInfo)
 	}
 	s.files[key] = info
-	return before != nil && os.SameFile(before, info)
+	return before != nil && isSameFile(before, info)
 }

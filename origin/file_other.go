@@ -2,5 +2,7 @@
 
 package origin
 
-// isNotDirectory is never told apart here: a key that goes through a file does not exist.
-func isNotDirectory(error) bool { return false }
+const openNonblock = 0
+
+// isNoFile is never told apart here.
+func isNoFile(error) bool { return false }

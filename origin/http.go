@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,7 +35,13 @@ type HTTPOptions struct {
 	WrapTransport func(http.RoundTripper) http.RoundTripper
 }
 
-const maxRedirects = 5
+const (
+	maxRedirects = 5
+	smallBody    = 16 << 10
+)
+
+// settleTime is how much older than the answer a Last-Modified must be to be trusted as a validator.
+const settleTime = 2 * time.Second
 
 // NewHTTP returns the store at a base address.
 func NewHTTP(o HTTPOptions) (*HTTP, error) {
@@ -78,7 +85,21 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 func (h *HTTP) Identity() string {
 	public := *h.base
 	public.User = nil
-	return "http " + public.String()
+	identity := "http " + public.String()
+	if host := h.host(); host != "" { // one address may serve many hosts
+		identity += " host " + host
+	}
+	return identity
+}
+
+// host is the host the operator has the server told, if not that of the address.
+func (h *HTTP) host() string {
+	for name, values := range h.header {
+		if http.CanonicalHeaderKey(name) == "Host" && len(values) > 0 {
+			return values[0]
+		}
+	}
+	return ""
 }
 
 // checkRedirect follows a redirect only on the same server: the headers sent may hold secrets, and what another host
@@ -87,14 +108,18 @@ func (h *HTTP) checkRedirect(req *http.Request, via []*http.Request) error {
 	switch {
 	case len(via) > maxRedirects:
 		return fmt.Errorf("more than %d redirects", maxRedirects)
-	case req.URL.Scheme != h.base.Scheme || req.URL.Host != h.base.Host:
-		return fmt.Errorf("it redirects to another host, %s; name that one as the origin if it is meant", req.URL.Host)
+	case req.URL.Scheme != h.base.Scheme || !strings.EqualFold(req.URL.Host, h.base.Host):
+		return fmt.Errorf("it redirects to another host, %s://%s; name that one as the origin if it is meant",
+			req.URL.Scheme, req.URL.Host)
 	}
 	return nil
 }
 
 // Get implements Store.
 func (h *HTTP) Get(ctx context.Context, key string, opts GetOptions) (*Object, error) {
+	if !isPath(key) {
+		return nil, ErrNotFound
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	req, err := h.request(ctx, key, opts)
 	if err != nil {
@@ -106,18 +131,29 @@ func (h *HTTP) Get(ctx context.Context, key string, opts GetOptions) (*Object, e
 		cancel(nil)
 		return nil, unavailable("%w", publicError(err))
 	}
+	resp.Body = newWatchedBody(resp.Body, h.stall, cancel)
 	object, err := h.object(resp, opts)
-	if err != nil || opts.HeadOnly {
-		err = errors.Join(err, resp.Body.Close())
-		cancel(nil)
-		if err != nil {
-			return nil, err
+	if err != nil {
+		if 0 < resp.ContentLength && resp.ContentLength <= smallBody { // an error page: read, it leaves the connection usable
+			_, _ = io.Copy(io.Discard, resp.Body)
 		}
-		object.Body = emptyBody{}
-		return object, nil
+		return nil, errors.Join(err, resp.Body.Close())
 	}
-	object.Body = newWatchedBody(object.Body, h.stall, cancel)
+	if opts.HeadOnly {
+		object.Body = emptyBody{}
+		return object, resp.Body.Close()
+	}
 	return object, nil
+}
+
+// isPath reports that a URL can say key: "." and ".." mean something else there, and an empty one the server's index.
+func isPath(key string) bool {
+	for segment := range strings.SplitSeq(key, "/") {
+		if segment == "." || segment == ".." {
+			return false
+		}
+	}
+	return key != ""
 }
 
 func (h *HTTP) request(ctx context.Context, key string, opts GetOptions) (*http.Request, error) {
@@ -134,11 +170,11 @@ func (h *HTTP) request(ctx context.Context, key string, opts GetOptions) (*http.
 		return nil, err
 	}
 	for name, values := range h.header {
-		if http.CanonicalHeaderKey(name) == "Host" && len(values) > 0 {
-			req.Host = values[0]
-			continue
-		}
 		req.Header[http.CanonicalHeaderKey(name)] = values
+	}
+	if host := h.host(); host != "" {
+		req.Header.Del("Host")
+		req.Host = host
 	}
 	if user := h.base.User; user != nil && req.Header.Get("Authorization") == "" {
 		password, _ := user.Password()
@@ -151,6 +187,7 @@ func (h *HTTP) request(ctx context.Context, key string, opts GetOptions) (*http.
 
 func setConditions(h http.Header, opts GetOptions) {
 	switch {
+	case opts.HeadOnly: // the size is to be that of the whole
 	case opts.Length > 0:
 		h.Set("Range", fmt.Sprintf("bytes=%d-%d", opts.Offset, opts.Offset+opts.Length-1))
 	case opts.Offset > 0:
@@ -197,12 +234,20 @@ func (h *HTTP) object(resp *http.Response, opts GetOptions) (*Object, error) {
 	o := &Object{Body: resp.Body, Size: resp.ContentLength, ETag: resp.Header.Get("ETag")}
 	if t, err := http.ParseTime(resp.Header.Get("Last-Modified")); err == nil {
 		o.Modified = t
+		date, err := http.ParseTime(resp.Header.Get("Date"))
+		o.Unsettled = err != nil || date.Sub(t) < settleTime
 	}
-	if opts.IfMatch != "" && o.ETag != opts.IfMatch {
-		return nil, ErrChanged // not every server looks at If-Match
-	}
-	if opts.HeadOnly {
+	switch { // not every server looks at conditions
+	case opts.IfMatch != "" && o.ETag != opts.IfMatch:
+		return nil, ErrChanged
+	case opts.IfNoneMatch != "" && o.ETag == opts.IfNoneMatch:
+		return nil, ErrNotModified
+	case opts.HeadOnly && opts.Offset > 0 && o.Size >= 0 && opts.Offset >= o.Size:
+		return nil, ErrRange
+	case opts.HeadOnly:
 		return o, nil
+	case o.Size < 0 && resp.ProtoMajor == 1 && !slices.Contains(resp.TransferEncoding, "chunked"):
+		return nil, unavailable("it tells no Content-Length, and ends bodies by hanging up; a cut one would look like a whole one")
 	}
 	if resp.StatusCode == http.StatusPartialContent {
 		return o, partial(o, resp.Header.Get("Content-Range"), opts)
@@ -213,11 +258,15 @@ func (h *HTTP) object(resp *http.Response, opts GetOptions) (*Object, error) {
 // partial judges a 206: it must begin where it was asked to, and tell the size of the whole.
 func partial(o *Object, contentRange string, opts GetOptions) error {
 	first, last, size, ok := parseContentRange(contentRange)
-	if !ok || first != opts.Offset {
+	length := size - opts.Offset
+	if opts.Length > 0 {
+		length = min(length, opts.Length)
+	}
+	if !ok || first != opts.Offset || last-first+1 < length {
 		return unavailable("it answers a range with Content-Range %q", contentRange)
 	}
 	o.Size = size
-	o.Body = exactly(o.Body, last-first+1)
+	o.Body = exactly(o.Body, length)
 	return nil
 }
 

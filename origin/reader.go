@@ -106,7 +106,7 @@ func (r *Reader) reopen() error {
 	if err != nil {
 		return err
 	}
-	if o.Size != r.info.Size {
+	if o.Size != r.info.Size || o.ETag != r.info.ETag || o.ETag == "" && !o.Modified.Equal(r.info.Modified) {
 		return errors.Join(ErrChanged, o.Body.Close())
 	}
 	r.take(o, opts)

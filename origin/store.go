@@ -38,6 +38,9 @@ type Object struct {
 	Size     int64  // of the whole object, also for a part of it; -1 if unknown
 	ETag     string // as the origin gave it; opaque, and only meant for the same store; "" if it gives none
 	Modified time.Time
+	// Unsettled says that the object was modified within the last seconds of the origin's own clock. Times on the wire
+	// have whole seconds, so Modified would not tell the next change (RFC 9110, section 8.8.2.2).
+	Unsettled bool
 }
 
 // The ways a Get fails; callers tell them apart with errors.Is.

@@ -155,6 +155,15 @@ func cannotParse(issues ...Issue) *Refusal {
 func (p *CheckParser) read(body []byte) (members int, err error) {
 	p.fields = [fieldCount]field{}
 	text := string(body) // one copy for all strings of the check
+	if members, ok := p.scan(text); ok {
+		return members, nil
+	}
+	return p.decode(body, text)
+}
+
+// decode is read for bodies of any form; text is the same bytes.
+func (p *CheckParser) decode(body []byte, text string) (members int, err error) {
+	p.fields = [fieldCount]field{}
 	p.src = *bytes.NewBuffer(body)
 	p.dec.Reset(&p.src, jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
 	if p.dec.PeekKind() != '{' {
@@ -171,7 +180,7 @@ func (p *CheckParser) read(body []byte) (members int, err error) {
 		if err != nil {
 			return 0, ErrNotJSON
 		}
-		known := fieldIndex(name)
+		known := fieldIndex(unquote(name))
 		value, err := p.dec.ReadValue()
 		if err != nil {
 			return 0, ErrNotJSON
@@ -188,16 +197,13 @@ func (p *CheckParser) read(body []byte) (members int, err error) {
 	return members, nil
 }
 
+// atEnd reports that nothing follows but what JSON takes for blanks.
 func (p *CheckParser) atEnd() bool {
-	return p.dec.PeekKind() == 0 && len(bytes.TrimSpace(p.dec.UnreadBuffer())) == 0
+	return len(bytes.Trim(p.dec.UnreadBuffer(), " \t\r\n")) == 0
 }
 
-// fieldIndex returns which known field the quoted name is, or -1.
-func fieldIndex(quoted []byte) int {
-	name := quoted[1 : len(quoted)-1]
-	if bytes.IndexByte(name, '\\') >= 0 {
-		name, _ = jsontext.AppendUnquote(nil, quoted)
-	}
+// fieldIndex returns which known field name is, or -1.
+func fieldIndex[T string | []byte](name T) int {
 	switch string(name) {
 	case "app_id":
 		return fAppID
@@ -243,8 +249,9 @@ func readField(value jsontext.Value, text string) field {
 		return field{state: isText, text: s, falsy: s == ""}
 	case '0':
 		return field{state: isOther, falsy: strings.Trim(text, "-0.") == ""}
+	default:
+		return field{state: isOther}
 	}
-	return field{state: isOther}
 }
 
 // nativeVersion coerces version_build before the schema is judged (protocol 1.3, 1.5 row 3d). A value that is no text
@@ -305,9 +312,10 @@ func (p *CheckParser) fill(c *Check) []Issue {
 			return true
 		case isFalse:
 			return false
+		default:
+			bad(field, "invalid_type", "expected a boolean")
+			return byDefault
 		}
-		bad(field, "invalid_type", "expected a boolean")
-		return byDefault
 	}
 
 	if c.AppID = required(fAppID); c.AppID != "" && !IsAppID(c.AppID) {
@@ -318,7 +326,7 @@ func (p *CheckParser) fill(c *Check) []Issue {
 		if c.device, ok = parseDeviceID(id); !ok {
 			bad(fDeviceID, "invalid_format", "must be a UUID")
 		}
-		c.DeviceID = strings.ToLower(id)
+		c.DeviceID = lowerHex(id)
 	}
 	if platform := required(fPlatform); platform != "" {
 		for c.Platform = 0; c.Platform < platforms && platform != platformNames[c.Platform]; c.Platform++ {
@@ -380,8 +388,18 @@ func IsAppID(s string) bool {
 	return segments > 0 && length > 0
 }
 
+// lowerHex is id with its hexadecimal digits in lower case; nearly every client sends it so.
+func lowerHex(id string) string {
+	for i := range len(id) {
+		if c := id[i]; c >= 'A' && c <= 'Z' || c >= 0x80 {
+			return strings.ToLower(id)
+		}
+	}
+	return id
+}
+
 // parseDeviceID reads a UUID of any version, in any letter case, without braces.
-func parseDeviceID(s string) (deviceID, bool) {
+func parseDeviceID[T string | []byte](s T) (deviceID, bool) {
 	var id deviceID
 	if len(s) != 36 {
 		return id, false

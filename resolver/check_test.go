@@ -310,6 +310,11 @@ func TestBodyShapes(t *testing.T) {
 		{"bracket after it", plain + "]", notJSON},
 		{"bracket of another kind", strings.TrimSuffix(plain, "}") + "]", notJSON},
 		{"NUL after it", plain + "\x00", notJSON},
+		{"form feed after it", plain + "\f", notJSON},
+		{"next line after it", plain + "\u0085", notJSON},
+		{"no-break space after it", plain + "\u00a0", notJSON},
+		{"no-break space after an array", "[]\u00a0", notJSON},
+		{"no-break space alone", "\u00a0", notJSON},
 		{"array, cut", `[1`, notJSON},
 		{"array, text after it", `[1] x`, notJSON},
 		{"byte order mark", "\ufeff" + plain, notJSON},
@@ -408,7 +413,7 @@ func TestOrderOfRefusals(t *testing.T) {
 	for set := 1; set < 1<<len(wrong); set++ {
 		body, want := plainCheck, ""
 		var there []string
-		for i := len(wrong) - 1; i >= 0; i-- {
+		for i := range slices.Backward(wrong) {
 			if set>>i&1 == 1 {
 				body, want = body.with(wrong[i].change), wrong[i].code
 				there = append(there, wrong[i].code)

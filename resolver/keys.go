@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"slices"
 	"sort"
-	"strings"
 )
 
 // DigestOf says which bytes the digest of an object covers.
@@ -27,7 +26,11 @@ type Object struct {
 	Size   int64 // the manifest's file_size; 0 where it tells none
 }
 
-// merge joins what two rows say about one key. Content that two rows describe differently is known by none.
+// sizesDiffer stands for the size of a key while rows are merged that do not agree on it.
+const sizesDiffer = -1
+
+// merge joins what a further row says about a key. Content that rows describe differently is known by none, and stays
+// so whatever the next row says.
 func (o Object) merge(other Object) Object {
 	if o.Covers != other.Covers || o.SHA256 != other.SHA256 {
 		o.SHA256, o.Covers = [sha256.Size]byte{}, DigestUnknown
@@ -35,9 +38,14 @@ func (o Object) merge(other Object) Object {
 	if o.Size == 0 {
 		o.Size = other.Size
 	} else if other.Size != 0 && o.Size != other.Size {
-		o.Size = 0
+		o.Size = sizesDiffer
 	}
 	return o
+}
+
+// sameContent reports whether two objects are known to hold the same bytes.
+func (o Object) sameContent(other Object) bool {
+	return o.Covers != DigestUnknown && o.Covers == other.Covers && o.SHA256 == other.SHA256
 }
 
 // keyID stands for an object key. A manifest names up to hundreds of thousands of keys of 150 bytes, nearly none of which
@@ -128,6 +136,11 @@ type keyBuilder struct {
 	objects []Object
 }
 
+// grow makes room for n keys.
+func (b *keyBuilder) grow(n int) {
+	b.ids, b.objects = slices.Grow(b.ids, n), slices.Grow(b.objects, n)
+}
+
 func (b *keyBuilder) add(id keyID, o Object) {
 	b.ids, b.objects = append(b.ids, id), append(b.objects, o)
 }
@@ -151,7 +164,18 @@ func (b *keyBuilder) keys() Keys {
 		b.ids[n], b.objects[n] = b.ids[i], b.objects[i]
 		n++
 	}
-	return Keys{slices.Clip(b.ids[:n]), slices.Clip(b.objects[:n])}
+	for i := range n {
+		b.objects[i].Size = max(b.objects[i].Size, 0) // sizesDiffer
+	}
+	return Keys{fit(b.ids[:n]), fit(b.objects[:n])}
+}
+
+// fit takes away the room a slice does not need, if it is worth a copy.
+func fit[T any](s []T) []T {
+	if cap(s)-len(s) > len(s)/8 {
+		return append([]T(nil), s...)
+	}
+	return slices.Clip(s)
 }
 
 // maxKeyLength is the longest object key. S3 ends at 1024 bytes.
@@ -159,32 +183,63 @@ const maxKeyLength = 1024
 
 // KeyFault says what forbids key as an object key, or returns "". The rules keep a key inside the origin's storage
 // whatever kind of storage that is.
-func KeyFault(key string) string {
+func KeyFault(key string) string { return keyFault([]byte(key)) }
+
+// keyFault is KeyFault for the rows of a manifest, of which there are too many to make strings of.
+func keyFault(key []byte) string {
 	switch {
-	case key == "":
+	case len(key) == 0:
 		return "must not be empty"
 	case len(key) > maxKeyLength:
 		return "is longer than 1024 bytes"
-	case strings.IndexByte(key, 0) >= 0:
+	case bytes.IndexByte(key, 0) >= 0:
 		return "must not contain NUL"
-	case strings.IndexByte(key, '\\') >= 0:
+	case bytes.IndexByte(key, '\\') >= 0:
 		return `must not contain \`
-	case key[0] == '/' || strings.Contains(key, "//"):
+	case key[0] == '/' || bytes.Contains(key, []byte("//")):
 		return "must not start with / or contain //"
 	}
-	for segment := range strings.SplitSeq(key, "/") {
-		if segment == "." || segment == ".." {
+	for segment := range bytes.SplitSeq(key, []byte("/")) {
+		if isDots(segment) {
 			return "must not contain a segment . or .."
 		}
 	}
 	return ""
 }
 
+// isDots reports whether a segment is . or .., also with dots written as %2e: a storage behind HTTP may decode a key once
+// more than it should.
+func isDots(segment []byte) bool {
+	dots := 0
+	for ; len(segment) > 0; dots++ {
+		switch {
+		case segment[0] == '.':
+			segment = segment[1:]
+		case len(segment) >= 3 && bytes.EqualFold(segment[:3], []byte("%2e")):
+			segment = segment[3:]
+		default:
+			return false
+		}
+	}
+	return dots == 1 || dots == 2
+}
+
 // AppOfKey returns the application a key belongs to: the segment after the first "/apps/". It is empty if there is none.
 func AppOfKey(key string) string {
-	_, rest, _ := strings.Cut(key, "/apps/")
-	app, _, _ := strings.Cut(rest, "/")
-	return app
+	app := appWithin([]byte(key))
+	return key[app.from:app.to]
+}
+
+// appWithin is where AppOfKey finds the application.
+func appWithin(key []byte) span {
+	const before = "/apps/"
+	at := bytes.Index(key, []byte(before))
+	if at < 0 {
+		return span{}
+	}
+	from := at + len(before)
+	app, _, _ := bytes.Cut(key[from:], []byte("/"))
+	return span{from, from + len(app)}
 }
 
 // sha256Hex reads 64 hexadecimal digits.

@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -119,9 +120,12 @@ func ParseManifest(doc []byte) (*Manifest, error) {
 		doc: doc, m: &Manifest{}, used: map[int64]*Bundle{},
 		channelIDs: map[int64]int{}, channelNames: map[string]int{}, versionIDs: map[int64]int{},
 	}
-	d.readTop()
-	d.readVersions()
-	d.link()
+	if d.readTop() {
+		d.readVersions()
+		d.m.Keys = d.keys.keys()
+		d.checkAddresses()
+		d.link()
+	}
 	if len(d.faults.List) > 0 {
 		return nil, &d.faults
 	}
@@ -135,8 +139,8 @@ type document struct {
 	m      *Manifest
 	faults Faults
 	keys   keyBuilder
+	twins  []twinKey
 
-	hasApp   bool
 	versions span
 	used     map[int64]*Bundle // versions that a channel points at; nil until read
 	channels []channelRow
@@ -171,12 +175,15 @@ func (d *document) warn(path, message string) {
 	}
 }
 
-func (d *document) readTop() {
+// readTop reads all but the versions. It reports whether the document is JSON at all: what follows an error of syntax was
+// not read, so no more can be said about it.
+func (d *document) readTop() bool {
 	w := newWalker(d.doc, "$", &d.faults)
-	w.object(func(name string) {
-		switch name {
+	hasApp := false
+	ok := w.object(func(name []byte) {
+		switch string(name) {
 		case "app":
-			d.hasApp = true
+			hasApp = true
 			d.readApp(w)
 		case "versions":
 			d.versions = w.span()
@@ -188,15 +195,16 @@ func (d *document) readTop() {
 			w.skip()
 		}
 	})
-	w.end()
-	if !d.hasApp && !w.broken && len(d.faults.List) == 0 {
-		d.faults.add("$.app", "is required")
+	if ok && !hasApp {
+		w.missing("app")
 	}
+	w.end()
+	return !w.broken
 }
 
 func (d *document) readApp(w *walker) {
-	ok := w.object(func(name string) {
-		switch name {
+	ok := w.object(func(name []byte) {
+		switch string(name) {
 		case "app_id":
 			w.string(&d.m.AppID)
 		case "expose_metadata":
@@ -206,18 +214,18 @@ func (d *document) readApp(w *walker) {
 		}
 	})
 	if ok && d.m.AppID == "" {
-		d.faults.add("$.app.app_id", "is required")
+		w.missing("app_id")
 	}
 }
 
 func (d *document) readDevice(w *walker, i int) {
-	var device string
+	var device []byte
 	var channel int64
 	hasChannel := false
-	ok := w.object(func(name string) {
-		switch name {
+	ok := w.object(func(name []byte) {
+		switch string(name) {
 		case "device_id":
-			w.string(&device)
+			device = w.bytes()
 		case "channel_id":
 			hasChannel = w.integer(&channel, minID, maxID)
 		default:
@@ -227,17 +235,16 @@ func (d *document) readDevice(w *walker, i int) {
 	if !ok {
 		return
 	}
-	path := func(member string) string { return fmt.Sprintf("$.channel_devices[%d].%s", i, member) }
-	id, isUUID := parseDeviceID(device)
-	switch {
-	case device == "":
-		d.faults.add(path("device_id"), "is required")
-	case !hasChannel:
-		d.faults.add(path("channel_id"), "is required")
-	case !isUUID:
-		d.warn(path("device_id"), "is not a UUID, so no device can match it")
-	default:
+	if len(device) == 0 {
+		w.missing("device_id")
+	}
+	if !hasChannel {
+		w.missing("channel_id")
+	}
+	if id, isUUID := parseDeviceID(device); isUUID && hasChannel {
 		d.devices = append(d.devices, deviceRow{id, channel, i})
+	} else if !isUUID {
+		d.warn(fmt.Sprintf("$.channel_devices[%d].device_id", i), "is not a UUID, so no device can match it")
 	}
 }
 
@@ -253,17 +260,25 @@ func (d *document) link() {
 			row.rollout.target = d.bundle(row.target, i, "rollout_version")
 		}
 	}
-	devices := make(map[deviceID]bool, len(d.devices))
+	d.m.channels = make([]channel, len(d.channels))
+	d.m.overrides = make(map[deviceID]*channel, len(d.devices))
 	for _, row := range d.devices {
-		if _, ok := d.channelIDs[row.channel]; !ok {
-			d.faults.add(fmt.Sprintf("$.channel_devices[%d].channel_id", row.index),
-				fmt.Sprintf("%d is not the id of a channel", row.channel))
-		}
-		if devices[row.device] {
-			d.faults.add(fmt.Sprintf("$.channel_devices[%d].device_id", row.index), "has an override already")
-		}
-		devices[row.device] = true
+		d.override(row)
 	}
+}
+
+func (d *document) override(row deviceRow) {
+	path := func(member string) string { return fmt.Sprintf("$.channel_devices[%d].%s", row.index, member) }
+	if _, twice := d.m.overrides[row.device]; twice {
+		d.faults.add(path("device_id"), "has an override already")
+	}
+	var ch *channel
+	if i, ok := d.channelIDs[row.channel]; ok {
+		ch = &d.m.channels[i]
+	} else {
+		d.faults.add(path("channel_id"), fmt.Sprintf("%d is not the id of a channel", row.channel))
+	}
+	d.m.overrides[row.device] = ch
 }
 
 func (d *document) bundle(id int64, channel int, member string) *Bundle {
@@ -277,8 +292,6 @@ func (d *document) bundle(id int64, channel int, member string) *Bundle {
 // index builds what Decide looks things up in. The document is free of faults.
 func (d *document) index() {
 	m := d.m
-	m.Keys = d.keys.keys()
-	m.channels = make([]channel, len(d.channels))
 	m.byName = make(map[string]*channel, len(d.channels))
 	m.pausedTargets = map[string]bool{}
 	for i := range d.channels {
@@ -290,14 +303,10 @@ func (d *document) index() {
 		d.indexRollout(ch)
 		d.warnAboutNames(i, ch)
 	}
-	m.overrides = make(map[deviceID]*channel, len(d.devices))
-	for _, row := range d.devices {
-		m.overrides[row.device] = &m.channels[d.channelIDs[row.channel]]
-	}
 }
 
-// indexPublic keeps the first public channel of each platform: lowest by name, then by id (protocol 2.1, step 4). The
-// upstream orders names by its database's collation, this edge by bytes; two candidates are an accident anyway.
+// indexPublic keeps the first public channel of each platform, the lowest by name (protocol 2.1, step 4). The upstream
+// orders names by its database's collation, this edge by bytes; two candidates are an accident anyway.
 func (d *document) indexPublic(ch *channel) {
 	if !ch.public || ch.hidden() {
 		return
@@ -310,7 +319,7 @@ func (d *document) indexPublic(ch *channel) {
 		if old != nil {
 			d.warn("$.channels", fmt.Sprintf("%q and %q are both public for %s; the first by name serves", old.name, ch.name, p))
 		}
-		if old == nil || ch.name < old.name || ch.name == old.name && ch.id < old.id {
+		if old == nil || ch.name < old.name {
 			d.m.public[p] = ch
 		}
 	}
@@ -353,14 +362,8 @@ func (d *document) readChannel(w *walker, i int) {
 	}
 	hasID := false
 	policyName := policyNames[policyMajor]
-	flags := map[string]*bool{
-		"public": &row.public, "ios": &row.serves[IOS], "android": &row.serves[Android], "electron": &row.serves[Electron],
-		"disable_auto_update_under_native": &row.nativeFloor, "allow_device_self_set": &row.selfSettable,
-		"allow_emulator": &row.allowEmulator, "allow_device": &row.allowDevice,
-		"allow_dev": &row.allowDev, "allow_prod": &row.allowProd, "rollout_enabled": &row.rollout.enabled,
-	}
-	ok := w.object(func(name string) {
-		switch name {
+	ok := w.object(func(name []byte) {
+		switch string(name) {
 		case "id":
 			hasID = w.integer(&row.id, minID, maxID)
 		case "name":
@@ -380,43 +383,72 @@ func (d *document) readChannel(w *walker, i int) {
 		case "rollout_paused_at":
 			row.rollout.paused = len(w.bytes()) > 0
 		default:
-			if flag := flags[name]; flag != nil {
+			if flag := row.flag(string(name)); flag != nil {
 				w.bool(flag)
 			} else {
-				w.checkAutoPause(name)
+				w.checkAutoPause(string(name))
 			}
 		}
 	})
-	if !ok {
-		return
+	if ok {
+		at := slices.Index(policyNames, policyName)
+		if at < 0 {
+			w.faultIn("disable_auto_update", "must be one of "+strings.Join(policyNames, ", "))
+		}
+		row.policy = policy(at)
+		d.nameChannel(w, &row, i, hasID)
 	}
-	d.addChannel(row, i, hasID, policyName)
+	d.addChannel(row) // whatever it is: rows keep the index they have in the document
 }
 
-func (d *document) addChannel(row channelRow, i int, hasID bool, policyName string) {
-	path := func(member string) string { return fmt.Sprintf("$.channels[%d].%s", i, member) }
-	if !hasID {
-		d.faults.add(path("id"), "is required")
+// flag is where a member that is true or false belongs, or nil.
+func (ch *channel) flag(name string) *bool {
+	switch name {
+	case "public":
+		return &ch.public
+	case "ios":
+		return &ch.serves[IOS]
+	case "android":
+		return &ch.serves[Android]
+	case "electron":
+		return &ch.serves[Electron]
+	case "disable_auto_update_under_native":
+		return &ch.nativeFloor
+	case "allow_device_self_set":
+		return &ch.selfSettable
+	case "allow_emulator":
+		return &ch.allowEmulator
+	case "allow_device":
+		return &ch.allowDevice
+	case "allow_dev":
+		return &ch.allowDev
+	case "allow_prod":
+		return &ch.allowProd
+	case "rollout_enabled":
+		return &ch.rollout.enabled
 	}
-	if row.name == "" {
-		d.faults.add(path("name"), "is required")
+	return nil
+}
+
+// nameChannel judges what identifies the channel at index i. Only what is there can be there twice.
+func (d *document) nameChannel(w *walker, row *channelRow, i int, hasID bool) {
+	if first, twice := d.channelIDs[row.id]; !hasID {
+		w.missing("id")
+	} else if twice {
+		w.faultIn("id", fmt.Sprintf("is the id of $.channels[%d] already", first))
+	} else {
+		d.channelIDs[row.id] = i
 	}
-	known := false
-	for p, name := range policyNames {
-		if name == policyName {
-			row.policy, known = policy(p), true
-		}
+	if first, twice := d.channelNames[row.name]; row.name == "" {
+		w.missing("name")
+	} else if twice {
+		w.faultIn("name", fmt.Sprintf("is the name of $.channels[%d] already", first))
+	} else {
+		d.channelNames[row.name] = i
 	}
-	if !known {
-		d.faults.add(path("disable_auto_update"), "must be one of "+strings.Join(policyNames, ", "))
-	}
-	if first, twice := d.channelIDs[row.id]; twice && hasID {
-		d.faults.add(path("id"), fmt.Sprintf("is the id of $.channels[%d] already", first))
-	}
-	if first, twice := d.channelNames[row.name]; twice && row.name != "" {
-		d.faults.add(path("name"), fmt.Sprintf("is the name of $.channels[%d] already", first))
-	}
-	d.channelIDs[row.id], d.channelNames[row.name] = len(d.channels), len(d.channels)
+}
+
+func (d *document) addChannel(row channelRow) {
 	if row.rollout.id == "" {
 		row.rollout.id = derivedRolloutID(row.id, row.target)
 	}

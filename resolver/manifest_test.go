@@ -32,7 +32,7 @@ func inDevice(members string) string {
 	return inApp(`"channels":[{"id":1,"name":"a"}],"channel_devices":[{` + members + `}]`)
 }
 
-// faultsOf returns what is wrong with doc, the first thing per path, or fails.
+// faultsOf returns what is wrong with doc. It fails if nothing is, or if one place is told of twice.
 func faultsOf(t testing.TB, doc string) []Fault {
 	t.Helper()
 	m, err := ParseManifest([]byte(doc))
@@ -46,15 +46,14 @@ func faultsOf(t testing.TB, doc string) []Fault {
 	if !errors.As(err, &faults) || len(faults.List) == 0 {
 		t.Fatalf("the error is %T: %v, want *Faults", err, err)
 	}
-	var first []Fault
 	seen := map[string]bool{}
 	for _, f := range faults.List {
-		if !seen[f.Path] {
-			first = append(first, f)
+		if seen[f.Path] {
+			t.Errorf("two faults at %s: %v", f.Path, faults.List)
 		}
 		seen[f.Path] = true
 	}
-	return first
+	return faults.List
 }
 
 const (
@@ -110,6 +109,13 @@ var manifestFaults = []manifestFault{
 	{"file without file_name", inVersion(`,"manifest":[{"file_hash":"b","s3_path":"c"}]`), []Fault{{"$.versions[0].manifest[0].file_name", isRequired}}},
 	{"file without file_hash", inVersion(`,"manifest":[{"file_name":"a","s3_path":"c"}]`), []Fault{{"$.versions[0].manifest[0].file_hash", isRequired}}},
 	{"file without s3_path", inVersion(`,"manifest":[{"file_name":"a","file_hash":"b"}]`), []Fault{{"$.versions[0].manifest[0].s3_path", isRequired}}},
+	{
+		"file without anything", inVersion(`,"manifest":[{}]`), []Fault{
+			{"$.versions[0].manifest[0].file_name", isRequired},
+			{"$.versions[0].manifest[0].file_hash", isRequired},
+			{"$.versions[0].manifest[0].s3_path", isRequired},
+		},
+	},
 	{"device without device_id", inDevice(`"channel_id":1`), []Fault{{"$.channel_devices[0].device_id", isRequired}}},
 	{"device without channel_id", inDevice(`"device_id":"` + testDevice + `"`), []Fault{{"$.channel_devices[0].channel_id", isRequired}}},
 
@@ -129,6 +135,7 @@ var manifestFaults = []manifestFault{
 	{"bundle key with \\", inVersion(`,"r2_path":"orgs\\x.zip"`), []Fault{{"$.versions[0].r2_path", `must not contain \`}}},
 	{"bundle key with NUL", inVersion(`,"r2_path":"orgs\u0000x.zip"`), []Fault{{"$.versions[0].r2_path", "must not contain NUL"}}},
 	{"bundle key too long", inVersion(`,"r2_path":"` + strings.Repeat("k", 1025) + `"`), []Fault{{"$.versions[0].r2_path", "is longer than 1024 bytes"}}},
+	{"bundle key with escaped dots", inVersion(`,"r2_path":"orgs/%2e%2E/x.zip"`), []Fault{{"$.versions[0].r2_path", "must not contain a segment . or .."}}},
 	{
 		"file key with ..", inVersion(`,"manifest":[{"file_name":"a","file_hash":"b","s3_path":"k"},{"file_name":"a","file_hash":"b","s3_path":".."}]`),
 		[]Fault{{"$.versions[0].manifest[1].s3_path", "must not contain a segment . or .."}},
@@ -146,6 +153,26 @@ var referenceFaults = []manifestFault{
 	{
 		"two versions of one id", inApp(`"versions":[{"id":1,"name":"a"},{"id":2,"name":"a"},{"id":1,"name":"b"}]`),
 		[]Fault{{"$.versions[2].id", "is the id of $.versions[0] already"}},
+	},
+	{
+		"rows without id beside one of id 0",
+		inApp(`"versions":[{"name":"a"},{"id":0,"name":"b"},{"id":"0","name":"c"}],
+			"channels":[{"name":"a"},{"id":0,"name":"b","version":0},{"id":null,"name":"c"}]`),
+		[]Fault{
+			{"$.channels[0].id", isRequired},
+			{"$.channels[2].id", isRequired},
+			{"$.versions[0].id", isRequired},
+			{"$.versions[2].id", wantWhole},
+		},
+	},
+	{
+		"rows after one that is none",
+		inApp(`"channels":[7,{"id":1,"name":"a","version":9},{"id":1,"name":"b"}],"channel_devices":[{"device_id":"` + testDevice + `","channel_id":1}]`),
+		[]Fault{
+			{"$.channels[0]", wantObject},
+			{"$.channels[2].id", "is the id of $.channels[1] already"},
+			{"$.channels[1].version", "9 is not the id of a version"},
+		},
 	},
 	{
 		"two channels of one id", inApp(`"channels":[{"id":1,"name":"a"},{"id":1,"name":"b"}]`),
@@ -173,40 +200,103 @@ func TestManifestFaults(t *testing.T) {
 	}
 }
 
-// Documents that are no JSON: where the reader was, and why it could not go on.
+// Documents that are no JSON: where the reader was, and why it could not go on. It was at the byte marked by «.
 func TestManifestSyntax(t *testing.T) {
 	valid := inChannel("")
+	deep := strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)
 	tests := []struct {
 		name, doc, path, reason string
 	}{
-		{"empty", ``, "$", "EOF"},
-		{"blank", " \n", "$", "EOF"},
-		{"half a document", valid[:len(valid)-2], "$.channels[0]", "unexpected EOF"},
-		{"no JSON", `app: com.demo.app`, "$", "invalid character 'a'"},
-		{"text after the document", valid + ` x`, "$", "invalid character 'x'"},
-		{"second document", valid + ` {}`, "$", "more than one document"},
-		{"stray bracket after the document", valid + `]`, "$", "invalid character ']'"},
-		{"comma before the end", `{"app":{"app_id":"com.demo.app",}}`, "$.app.app_id", "invalid character"},
-		{"duplicate member", `{"app":{"app_id":"a.b","app_id":"a.b"}}`, "$.app.app_id", `duplicate object member name "app_id"`},
-		{"duplicate member of the document", inApp(`"app":{}`), "$.app", `duplicate object member name "app"`},
-		{"duplicate member of another spelling", `{"app":{"app_id":"a.b","app\u005fid":"a.b"}}`, "$.app.app_id", `duplicate object member name`},
-		{"duplicate unknown member", `{"app":{"app_id":"a.b","x":1,"x":1}}`, "$.app.x", `duplicate object member name "x"`},
-		{"duplicate member in versions", inApp(`"versions":[{"id":1,"id":1}]`), "$.versions", `duplicate object member name "id"`},
-		{"invalid UTF-8", "{\"app\":{\"app_id\":\"a.b\xff\"}}", "$.app.app_id", "invalid UTF-8"},
-		{"invalid UTF-8 in what is ignored", "{\"app\":{\"app_id\":\"a.b\",\"x\":\"\xff\"}}", "$.app.x", "invalid UTF-8"},
-		{"half a surrogate pair", `{"app":{"app_id":"a.\ud800"}}`, "$.app.app_id", "invalid surrogate pair"},
-		{"byte order mark", "\ufeff" + valid, "$", "invalid character"},
-		{"NaN", inChannel(`,"rollout_percentage_bps":NaN`), "$.channels[0].rollout_percentage_bps", "invalid character 'N'"},
-		{"leading zero", inChannel(`,"rollout_percentage_bps":01`), "$.channels[0].rollout_percentage_bps", "invalid character '1'"},
-		{"control character in a text", "{\"app\":{\"app_id\":\"a\nb\"}}", "$.app.app_id", `invalid character '\n'`},
-		{"too deep", inApp(`"x":` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000)), "$.x", "exceeded max depth"},
+		{"half a document", valid[:len(valid)-2] + "«", "$.channels", "unexpected EOF"},
+		{"cut within a row", `{"app":{"app_id":"a.b"},"channels":[{"id":1«`, "$.channels[0]", "unexpected EOF"},
+		{"cut literal", `{"app":nul«`, "$.app", "unexpected EOF"},
+		{"broken literal", `{"app":nul«x}`, "$.app", "invalid character 'x'"},
+		{"broken literal in a row", inVersion(`,"manifest":nul«x`), "$.versions[0].manifest", "invalid character 'x'"},
+		{"no JSON", `«app: com.demo.app`, "$", "invalid character 'a'"},
+		{"text after the document", valid + ` «x`, "$", "invalid character 'x'"},
+		{"second document", valid + ` {«}`, "$", "more than one document"},
+		{"stray bracket after the document", valid + `«]`, "$", "invalid character ']'"},
+		{"comma before the end", `{"app":{"app_id":"com.demo.app"«,}}`, "$.app", "invalid character"},
+		{"no value", `{"app":{"app_id":«}}`, "$.app.app_id", "invalid character"},
+		{"name that is an array", `{"app":{«[[tru]]:1}}`, "$.app", "object member name must be a string"},
+		{"name that is no text", `{"app":{«1:1}}`, "$.app", "object member name must be a string"},
+		{"duplicate member", `{"app":{"app_id":"a.b",«"app_id":"a.b"}}`, "$.app.app_id", "duplicate object member name"},
+		{"duplicate member of the document", inApp(`«"app":{}`), "$.app", "duplicate object member name"},
+		{"duplicate member of another spelling", `{"app":{"app_id":"a.b",«"app\u005fid":"a.b"}}`, "$.app.app_id", "duplicate object member name"},
+		{"duplicate unknown member", `{"app":{"app_id":"a.b","x":1,«"x":1}}`, "$.app.x", "duplicate object member name"},
+		{"duplicate member deep in what is ignored", inApp(`"x":[[],{"y":{"z":1,«"z":2}}]`), "$.x[1].y.z", "duplicate object member name"},
+		{"duplicate member in versions", inApp(`"versions":[{"id":1,"name":"a"},{"r2_path":"a",«"r2_path":"b"}]`), "$.versions[1].r2_path", "duplicate object member name"},
+		{"duplicate member in a file", inFile(`,"file_size":1,«"file_size":1`), "$.versions[0].manifest[0].file_size", "duplicate object member name"},
+		{"invalid UTF-8", "{\"app\":{\"app_id\":\"a.b«\xff\"}}", "$.app.app_id", "invalid UTF-8"},
+		{"invalid UTF-8 in what is ignored", "{\"app\":{\"app_id\":\"a.b\",\"x\":\"«\xff\"}}", "$.app.x", "invalid UTF-8"},
+		{"invalid UTF-8 in versions", inVersion(",\"link\":\"«\xff\""), "$.versions[0].link", "invalid UTF-8"},
+		{"invalid UTF-8 in a file", inFile(",\"x\":\"«\xff\""), "$.versions[0].manifest[0].x", "invalid UTF-8"},
+		{"half a surrogate pair", `{"app":{"app_id":"a.«\ud800"}}`, "$.app.app_id", "invalid surrogate pair"},
+		{"byte order mark", "«\ufeff" + valid, "$", "invalid character"},
+		{"NaN", inChannel(`,"rollout_percentage_bps":«NaN`), "$.channels[0].rollout_percentage_bps", "invalid character 'N'"},
+		{"leading zero", inChannel(`,"rollout_percentage_bps":0«1`), "$.channels[0]", "invalid character '1'"},
+		{"no comma in versions", inVersion(`,"r2_path":"a" «"checksum":"b"`), "$.versions[0]", "invalid character '\"' after object value"},
+		{"object in place of a text", inVersion(`,"link":{"x":[tru«]}`), "$.versions[0].link.x[0]", "invalid character ']'"},
+		{"object in place of a number", inChannel(`,"version":{"x":[tru«]}`), "$.channels[0].version.x[0]", "invalid character ']'"},
+		{"control character in a text", "{\"app\":{\"app_id\":\"a«\nb\"}}", "$.app.app_id", `invalid character '\n'`},
+		{"too deep", inApp(`"x":` + deep[:9_999] + "«" + deep[9_999:]), "$.x" + strings.Repeat("[0]", 9_999), "exceeded max depth"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got := faultsOf(t, tt.doc)[0]
-			// Inside versions, which are read as a whole first, only the beginning of the path is promised.
-			if !strings.HasPrefix(got.Path, tt.path) || !strings.Contains(got.Message, "is not valid JSON at byte ") || !strings.Contains(got.Message, tt.reason) {
-				t.Errorf("got %.200s, want %s: ... %s", got, tt.path, tt.reason)
+			before, after, _ := strings.Cut(tt.doc, "«")
+			got := faultsOf(t, before+after)
+			if len(got) != 1 {
+				t.Fatalf("one mistake gives %d faults: %.500v", len(got), got)
+			}
+			if got[0].Path != tt.path {
+				t.Errorf("path %.200s, want %.200s", got[0].Path, tt.path)
+			}
+			if want := fmt.Sprintf("is not valid JSON at byte %d: ", len(before)); !strings.HasPrefix(got[0].Message, want) || !strings.Contains(got[0].Message, tt.reason) {
+				t.Errorf("message %q, want %s...%s", got[0].Message, want, tt.reason)
+			}
+		})
+	}
+}
+
+func TestEmptyManifest(t *testing.T) {
+	for _, doc := range []string{"", " \r\n\t"} {
+		if diff := cmp.Diff([]Fault{{"$", "is empty"}}, faultsOf(t, doc)); diff != "" {
+			t.Errorf("%q: faults (-want +got):\n%s", doc, diff)
+		}
+	}
+}
+
+// Where a document ends early, what was not read is not called missing.
+func TestSyntaxErrorEndsTheFaults(t *testing.T) {
+	got := faultsOf(t, `{"app":{},"channels":[{"id":1,"name":"a","version":5,"ios":1}],"channel_devices":[{"device_id":"`+testDevice+
+		`","channel_id":8}],"versions":[{"r2_path":"/"},]}`)
+	var paths []string
+	for _, f := range got {
+		paths = append(paths, f.Path)
+	}
+	if diff := cmp.Diff([]string{"$.app.app_id", "$.channels[0].ios", "$.versions"}, paths); diff != "" {
+		t.Errorf("paths (-want +got):\n%s", diff)
+	}
+}
+
+// A place is told so that it cannot be mistaken: an index is none of a member's name.
+func TestFaultPaths(t *testing.T) {
+	tests := []struct{ name, doc, want string }{
+		{"digits", `{"5":«`, `$["5"]`},
+		{"negative", `{"-1":{"a":«`, `$["-1"].a`},
+		{"index", `{"x":[[],[«`, "$.x[1][0]"},
+		{"digits in an array", `{"x":[0,{"1":«`, `$.x[1]["1"]`},
+		{"empty", `{"":«`, `$[""]`},
+		{"dot", `{"a.b":«`, `$["a.b"]`},
+		{"bracket and quote", `{"a]\"":«`, `$["a]\""]`},
+		{"slash and tilde", `{"a/~":«`, `$["a/~"]`},
+		{"letters", `{"$schema":{"_aZ9é":«`, `$["$schema"]._aZ9é`},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := faultsOf(t, strings.Replace(tt.doc, "«", "}", 1))
+			if len(got) != 1 || got[0].Path != tt.want {
+				t.Errorf("got %v, want %s", got, tt.want)
 			}
 		})
 	}
@@ -309,9 +399,9 @@ var wrongValues = map[holding]map[string]string{
 	holdsNumber: {`"1"`: "must be a number", `true`: "must be a number", `[1]`: "must be a number"},
 	holdsID: {
 		`"1"`: wantWhole, `true`: wantWhole, `[1]`: wantWhole, `{}`: wantWhole, `1.5`: wantWhole, `1e-1`: wantWhole,
-		`-1`: idRange, `9007199254740992`: idRange,
+		`-1`: idRange, `9007199254740992`: idRange, `99999999999999999999999`: idRange, `-99999999999999999999999`: idRange,
 	},
-	holdsBps:  {`"1"`: wantWhole, `false`: wantWhole, `[1]`: wantWhole, `1.5`: wantWhole, `-1`: bpsRange, `10001`: bpsRange},
+	holdsBps:  {`"1"`: wantWhole, `false`: wantWhole, `[1]`: wantWhole, `1.5`: wantWhole, `-1`: bpsRange, `10001`: bpsRange, `99999999999999999999999`: bpsRange},
 	holdsRows: {`{}`: wantArray, `"x"`: wantArray, `0`: wantArray, `false`: wantArray},
 }
 
@@ -615,7 +705,7 @@ func TestAddresses(t *testing.T) {
 		want                string // after FilesPath
 	}{
 		{"plain", mine + "1.zip", "abc", mine + "1.zip?key=abc"},
-		{"no checksum", mine + "1.zip", "", mine + "1.zip?key="},
+		{"empty checksum", mine + "1.zip", "", mine + "1.zip?key="},
 		{"space", mine + "a b.zip", "c", mine + "a%20b.zip?key=c"},
 		{"é", mine + "é.zip", "c", mine + "%C3%A9.zip?key=c"},
 		{"per cent", mine + "100%.zip", "c", mine + "100%25.zip?key=c"},
@@ -697,7 +787,7 @@ func TestLegacyFileName(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := legacyFileName(tt.file, tt.key); got != tt.want {
+			if got := string(legacyFileName([]byte(tt.file), []byte(tt.key))); got != tt.want {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})

@@ -47,25 +47,46 @@ func peakWhile(f func()) int64 {
 
 const largeDocument = 40_000_000
 
-// manyFiles is an app with 10,000 versions that all have a delta list, of which its three channels use few.
-func manyFiles() []byte {
+// appOfFiles is an app whose versions, of so many files each, are in use by a channel each, but for those beyond channels.
+func appOfFiles(versions, files, channels int) []byte {
 	b := bytes.NewBuffer(make([]byte, 0, largeDocument+largeDocument/8))
 	b.WriteString(`{"app":{"app_id":"com.demo.app"},"versions":[`)
-	for i := range 10_000 {
+	for i := range versions {
 		if i > 0 {
 			b.WriteByte(',')
 		}
 		fmt.Fprintf(b, `{"id":%d,"name":"1.0.%d","checksum":"%064x","r2_path":"orgs/o/apps/com.demo.app/1.0.%d.zip","manifest":[`, i+1, i, i, i)
-		for j := range 15 {
+		for j := range files {
 			if j > 0 {
 				b.WriteByte(',')
 			}
 			fmt.Fprintf(b, `{"file_name":"assets/chunk-%d.js","file_hash":"%064x","s3_path":"orgs/o/apps/com.demo.app/delta/%064x_assets/chunk-%d.js","file_size":%d}`,
-				j, i*15+j, i*15+j, j, 1000+j)
+				j, i*files+j, i*files+j, j, 1000+j)
 		}
 		b.WriteString(`]}`)
 	}
-	b.WriteString(`],"channels":[{"id":1,"name":"production","version":10000,"public":true},{"id":2,"name":"beta","version":9999},{"id":3,"name":"old","version":1}]}`)
+	b.WriteString(`],"channels":[`)
+	for i := range channels {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(b, `{"id":%d,"name":"channel-%d","version":%d,"public":%t}`, i+1, i, i+1, i == 0)
+	}
+	b.WriteString(`]}`)
+	return b.Bytes()
+}
+
+// manyVersions is an app with 800,000 versions that have nothing but a name and a zip.
+func manyVersions() []byte {
+	b := bytes.NewBuffer(make([]byte, 0, largeDocument+largeDocument/8))
+	b.WriteString(`{"app":{"app_id":"com.demo.app"},"versions":[`)
+	for i := range 800_000 {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(b, `{"id":%d,"name":"%d","r2_path":"%d.zip"}`, i, i, i)
+	}
+	b.WriteString(`]}`)
 	return b.Bytes()
 }
 
@@ -88,7 +109,7 @@ func manyOverrides() []byte {
 // is measured, so the budget holds there too.
 func TestPeakMemory(t *testing.T) {
 	if testing.Short() {
-		t.Skip("compiles two documents of 40 MB")
+		t.Skip("compiles documents of 40 MB")
 	}
 	// The peak depends on when the collector runs; GOGC of the environment must not decide the test.
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
@@ -97,7 +118,10 @@ func TestPeakMemory(t *testing.T) {
 		doc   func() []byte
 		check func(m *Manifest) bool
 	}{
-		{"files", manyFiles, func(m *Manifest) bool { return m.Keys.Len() == 160_000 && len(m.channels) == 3 }},
+		{"10,000 lists, 3 in use", func() []byte { return appOfFiles(10_000, 15, 3) }, func(m *Manifest) bool { return m.Keys.Len() == 160_000 && len(m.channels) == 3 }},
+		{"10,000 lists, all in use", func() []byte { return appOfFiles(10_000, 14, 10_000) }, func(m *Manifest) bool { return m.Keys.Len() == 150_000 && len(m.channels) == 10_000 }},
+		{"one list in use", func() []byte { return appOfFiles(1, 155_000, 1) }, func(m *Manifest) bool { return m.Keys.Len() == 155_001 && len(m.channels) == 1 }},
+		{"versions", manyVersions, func(m *Manifest) bool { return m.Keys.Len() == 800_000 }},
 		{"overrides", manyOverrides, func(m *Manifest) bool { return len(m.overrides) == 400_000 }},
 	}
 	for _, tt := range tests {

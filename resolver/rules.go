@@ -107,13 +107,13 @@ var rules = [...]rule{
 		"policy_patch", Blocked, "disable_auto_update_to_patch", "Cannot upgrade patch version",
 		"disableAutoUpdateToPatch", showMajor,
 		func(s subject) bool {
-			return s.policy(policyPatch) && !(s.sameMinor() && s.b.number.patch == s.c.native.patch)
+			return s.policy(policyPatch) && (!s.sameMinor() || s.b.number.patch != s.c.native.patch)
 		},
 	},
 	{
 		"policy_without_minimum", Failed, codeMisconfigured, "",
 		"channelMisconfigured", showOldBuild,
-		func(s subject) bool { return s.policy(policyVersionNumber) && !(s.b.hasMin && s.b.minIsSem) },
+		func(s subject) bool { return s.policy(policyVersionNumber) && (!s.b.hasMin || !s.b.minIsSem) },
 	},
 	{
 		"policy_minimum", Blocked, "disable_auto_update_to_metadata",

@@ -531,6 +531,20 @@ func TestChannelSelection(t *testing.T) {
 	}
 }
 
+// Protocol 1.6: the checksum is the stored text, or null where there is none.
+func TestChecksumAsStored(t *testing.T) {
+	for _, stored := range []any{nil, without, "", "c", testDigest} {
+		d := scene{version: object{"checksum": stored}}.decide(t)
+		want := stored
+		if stored == without {
+			want = nil
+		}
+		if got := members(t, AppendResponse(nil, &d, testBase))["checksum"]; got != want {
+			t.Errorf("%v is told as %v", stored, got)
+		}
+	}
+}
+
 // The members of an update and the gates before the optional ones (protocol 1.6).
 func TestOfferMembers(t *testing.T) {
 	file := object{"file_name": "index.html", "file_hash": testDigest, "s3_path": "orgs/o/apps/com.demo.app/delta/x_index.html"}

@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"math"
 	"net/url"
 	"strconv"
 	"strings"
@@ -17,12 +18,12 @@ func ParseSizeQuery(body []byte) ([]FileQuery, error) {
 	var files []FileQuery
 	var faults Faults
 	w := newWalker(body, "$", &faults)
-	w.object(func(name string) {
-		switch name {
+	w.object(func(name []byte) {
+		switch string(name) {
 		case "manifest", "files":
 			w.array(func(int) {
 				var f FileQuery
-				if w.object(func(name string) { f.read(w, name) }) {
+				if w.object(func(name []byte) { f.read(w, name) }) {
 					files = append(files, f)
 				}
 			})
@@ -44,8 +45,8 @@ func ParseSizeQuery(body []byte) ([]FileQuery, error) {
 	return nil, cannotParse(issues...)
 }
 
-func (f *FileQuery) read(w *walker, name string) {
-	switch name {
+func (f *FileQuery) read(w *walker, name []byte) {
+	switch string(name) {
 	case "file_name":
 		w.string(&f.Name)
 	case "file_hash":
@@ -71,7 +72,7 @@ func AppendSizes(dst []byte, files []FileQuery, find func(key string) (Object, b
 		list = appendMember(list, `,"file_hash":`, f.Hash)
 		list = appendMember(list, `,"download_url":`, f.URL)
 		if size := sizeOf(f.URL, find); size > 0 {
-			total += size
+			total += min(size, math.MaxInt64-total)
 			known++
 			list = append(list, `,"size":`...)
 			list = strconv.AppendInt(list, size, 10)
@@ -106,13 +107,15 @@ func sizeOf(address string, find func(key string) (Object, bool)) int64 {
 }
 
 // KeysOfPath returns the object keys that a request may mean by the escaped path after FilesPath, in the order they are
-// to be tried: the decoded text, then the raw one if it differs (contract section 3). Texts that are no key are left out.
+// to be tried: the decoded text, then the raw one if it differs (contract section 3). A path that decodes to what no key
+// may be has none.
 func KeysOfPath(escaped string) []string {
-	var keys []string
-	if decoded, err := url.PathUnescape(escaped); err == nil && KeyFault(decoded) == "" {
-		keys = append(keys, decoded)
+	decoded, err := url.PathUnescape(escaped)
+	if err != nil || KeyFault(decoded) != "" {
+		return nil
 	}
-	if (len(keys) == 0 || keys[0] != escaped) && KeyFault(escaped) == "" {
+	keys := []string{decoded}
+	if escaped != decoded && KeyFault(escaped) == "" {
 		keys = append(keys, escaped)
 	}
 	return keys

@@ -137,6 +137,15 @@ func TestAppendSizes(t *testing.T) {
 	}
 }
 
+// A sum beyond what a number holds stays at its end.
+func TestAppendSizesIsNeverNegative(t *testing.T) {
+	files := []FileQuery{{URL: FilesPath + "k"}, {URL: FilesPath + "k"}, {URL: FilesPath + "k"}}
+	got := AppendSizes(nil, files, func(string) (Object, bool) { return Object{Size: 1 << 62}, true })
+	if want := `{"totalSize":9223372036854775807,`; !strings.HasPrefix(string(got), want) {
+		t.Errorf("got %.60s, want %s", got, want)
+	}
+}
+
 func TestAppendSizesOfNothing(t *testing.T) {
 	got := AppendSizes(nil, nil, (&Keys{}).Find)
 	if want := `{"totalSize":0,"knownFiles":0,"unknownFiles":0,"files":[]}`; string(got) != want {

@@ -2,7 +2,6 @@ package resolver
 
 import (
 	"net/url"
-	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -13,11 +12,11 @@ const FilesPath = "/files/read/attachments/"
 // template is prepared JSON with holes for the public address of the edge, which only the request knows. Preparing it
 // once turns the answer of a bundle with hundreds of files into a few copies.
 type template struct {
-	text string
+	text []byte
 	cuts []int // offsets into text where the address goes, ascending
 }
 
-func (t *template) empty() bool { return t.text == "" }
+func (t *template) empty() bool { return len(t.text) == 0 }
 
 func (t *template) size() int64 { return int64(len(t.text) + 8*len(t.cuts)) }
 
@@ -31,37 +30,36 @@ func (t *template) append(dst []byte, base string) []byte {
 	return append(dst, t.text[from:]...)
 }
 
-type templateBuilder struct {
-	text []byte
-	cuts []int
-}
+func (t *template) add(s string) { t.text = append(t.text, s...) }
 
-func (b *templateBuilder) template() template {
-	return template{text: string(b.text), cuts: slices.Clip(b.cuts)}
-}
+// quote appends s as a JSON string.
+func (t *template) quote(s []byte) { t.text, _ = jsontext.AppendQuote(t.text, s) }
 
-func (b *templateBuilder) quote(s string) { b.text, _ = jsontext.AppendQuote(b.text, s) }
+// reset empties the template and keeps its room.
+func (t *template) reset() { t.text, t.cuts = t.text[:0], t.cuts[:0] }
 
-// address appends the public address of an object, without the quotes of a JSON string: it has none to escape. version
-// is the value of its "key" parameter. The application is named where the key does not tell it.
-func (b *templateBuilder) address(appID, key, version string) {
-	b.cuts = append(b.cuts, len(b.text))
-	b.text = append(b.text, FilesPath...)
-	b.text = appendEscapedKey(b.text, key)
-	b.text = append(b.text, "?key="...)
-	b.text = append(b.text, url.QueryEscape(version)...)
-	if AppOfKey(key) != appID {
-		b.text = append(b.text, "&app_id="...)
-		b.text = append(b.text, url.QueryEscape(appID)...)
+// address appends the public address of an object as a JSON string: it has nothing to escape. version is the escaped
+// value of its "key" parameter. The application is named where the key does not tell it.
+func (t *template) address(appID string, key []byte, version string) {
+	t.add(`"`)
+	t.cuts = append(t.cuts, len(t.text))
+	t.add(FilesPath)
+	t.text = appendEscapedKey(t.text, key)
+	t.add("?key=")
+	t.add(version)
+	if app := appWithin(key); string(key[app.from:app.to]) != appID {
+		t.add("&app_id=")
+		t.add(url.QueryEscape(appID))
 	}
+	t.add(`"`)
 }
 
 // appendEscapedKey writes key as a URL path. Keys of the official upload tool are URL-encoded already (protocol 3.1) and
 // go out as they are, as the official server sends them; the edge finds them by the raw path of the request. Any other
 // key is escaped in full and found by the decoded path.
-func appendEscapedKey(dst []byte, key string) []byte {
+func appendEscapedKey[T string | []byte](dst []byte, key T) []byte {
 	const hexDigits = "0123456789ABCDEF"
-	verbatim := isURLPath(key)
+	verbatim := isURLPath(key) && len(KeysOfPath(string(key))) > 0
 	for i := range len(key) {
 		if c := key[i]; verbatim || isPathByte(c) {
 			dst = append(dst, c)
@@ -73,7 +71,7 @@ func appendEscapedKey(dst []byte, key string) []byte {
 }
 
 // isURLPath reports whether s is a well-formed URL path as it stands.
-func isURLPath(s string) bool {
+func isURLPath[T string | []byte](s T) bool {
 	for i := 0; i < len(s); i++ {
 		if s[i] == '%' {
 			if i+2 >= len(s) || !isHexDigit(s[i+1]) || !isHexDigit(s[i+2]) {

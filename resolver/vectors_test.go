@@ -2,6 +2,7 @@ package resolver
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -53,7 +54,10 @@ func answer(t *testing.T, manifest, body []byte, base string) (int, []byte) {
 	var p CheckParser
 	c, err := p.Parse(body)
 	if err != nil {
-		r := err.(*Refusal)
+		var r *Refusal
+		if !errors.As(err, &r) {
+			t.Fatal(err)
+		}
 		return r.Status, AppendRefusal(nil, r)
 	}
 	m, err := ParseManifest(manifest)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/Masterminds/semver/v3"
 )
@@ -28,15 +29,15 @@ type version struct {
 // parseVersion reads strict semver as the upstream does: surrounding blanks are ignored, one lower-case v is allowed,
 // numbers have no leading zeros. The second result is the canonical spelling.
 func parseVersion(s string) (version, string, error) {
-	s = strings.TrimPrefix(strings.TrimSpace(s), "v")
+	s = strings.TrimPrefix(strings.TrimFunc(s, isBlank), "v")
 	if v, ok := parsePlain(s); ok {
 		return v, s, nil
 	}
 	parsed, err := semver.StrictNewVersion(s)
 	switch {
-	case errors.Is(err, strconv.ErrRange):
+	case errors.Is(err, strconv.ErrRange) && !lacksNumber(s):
 		return version{}, s, errVersionOverflow
-	case err != nil, dangles(s):
+	case err != nil:
 		return version{}, "", errVersionSyntax
 	}
 	v := version{parsed.Major(), parsed.Minor(), parsed.Patch(), parsed.Prerelease()}
@@ -46,12 +47,15 @@ func parseVersion(s string) (version, string, error) {
 	return v, s, nil
 }
 
-// dangles reports a separator that announces a pre-release or build metadata and is followed by none, which the library
-// lets pass.
-func dangles(s string) bool {
-	core, meta, hasMeta := strings.Cut(s, "+")
-	_, pre, hasPre := strings.Cut(core, "-")
-	return hasMeta && meta == "" || hasPre && pre == ""
+// isBlank reports whether r is what JavaScript's trim takes away: Go's white space without U+0085, and U+FEFF.
+func isBlank(r rune) bool { return r == '\ufeff' || r != '\u0085' && unicode.IsSpace(r) }
+
+// lacksNumber reports an empty number in a version of three parts. The library gives up at the first number that is too
+// large, before it looks at the next.
+func lacksNumber(s string) bool {
+	core, _, _ := strings.Cut(s, "+")
+	core, _, _ = strings.Cut(core, "-")
+	return strings.Contains(core+".", "..")
 }
 
 // parsePlain is the common case, three short numbers and nothing else, without an allocation.

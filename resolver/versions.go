@@ -1,6 +1,7 @@
 package resolver
 
 import (
+	"bytes"
 	"fmt"
 	"net/url"
 	"strconv"
@@ -25,18 +26,20 @@ const noZip = "https://404.capgo.app/no.zip"
 
 // versionRow is one row of versions as it is read.
 type versionRow struct {
-	id, index int64
-	hasID     bool
-	deleted   bool
+	id      int64
+	index   int
+	hasID   bool
+	deleted bool
 
-	name, externalURL, r2Path, checksum, sessionKey string
-	keyID, minUpdate, link, comment                 string
+	// The texts are parts of the document: of most rows none is kept.
+	name, externalURL, r2Path, checksum, sessionKey []byte
+	keyID, minUpdate, link, comment                 []byte
 
 	files span // the rows of its delta list, relative to versions
 }
 
 // plain reports that digests of this version are those of the bytes before any encryption (contract section 3).
-func (v *versionRow) plain() bool { return v.sessionKey == "" }
+func (v *versionRow) plain() bool { return len(v.sessionKey) == 0 }
 
 // readVersions reads the rows of versions, compiles those that a channel points at and collects the keys of all.
 func (d *document) readVersions() {
@@ -44,41 +47,43 @@ func (d *document) readVersions() {
 	if len(part) == 0 {
 		return
 	}
+	// Room that grows would cost several times what it ends up with. No row with a key takes less than 32 bytes.
+	d.keys.grow(min(bytes.Count(part, []byte(`_path":`)), len(part)/32))
 	w := newWalker(part, "$.versions", &d.faults)
 	files := newWalker(nil, "", &d.faults)
 	w.array(func(i int) {
-		v := versionRow{index: int64(i)}
-		if w.object(func(name string) { v.read(w, name) }) {
-			d.addVersion(&v, part, files)
+		v := versionRow{index: i}
+		if w.object(func(name []byte) { v.read(w, name) }) {
+			d.addVersion(w, &v, part, files)
 		}
 	})
 }
 
-func (v *versionRow) read(w *walker, name string) {
+func (v *versionRow) read(w *walker, name []byte) {
 	var ignored int64
-	switch name {
+	switch string(name) {
 	case "id":
 		v.hasID = w.integer(&v.id, minID, maxID)
 	case "name":
-		w.string(&v.name)
+		v.name = w.bytes()
 	case "deleted":
 		w.bool(&v.deleted)
 	case "external_url":
-		w.string(&v.externalURL)
+		v.externalURL = w.bytes()
 	case "r2_path":
-		w.string(&v.r2Path)
+		v.r2Path = w.bytes()
 	case "checksum":
-		w.string(&v.checksum)
+		v.checksum = w.bytes()
 	case "session_key":
-		w.string(&v.sessionKey)
+		v.sessionKey = w.bytes()
 	case "key_id":
-		w.string(&v.keyID)
+		v.keyID = w.bytes()
 	case "min_update_version":
-		w.string(&v.minUpdate)
+		v.minUpdate = w.bytes()
 	case "link":
-		w.string(&v.link)
+		v.link = w.bytes()
 	case "comment":
-		w.string(&v.comment)
+		v.comment = w.bytes()
 	case "manifest":
 		v.files = w.span()
 	case "manifest_count":
@@ -89,32 +94,28 @@ func (v *versionRow) read(w *walker, name string) {
 }
 
 // addVersion judges a row, notes its keys and compiles it if it is in use. part is the text of all versions.
-func (d *document) addVersion(v *versionRow, part []byte, files *walker) {
-	path := func(member string) string { return fmt.Sprintf("$.versions[%d].%s", v.index, member) }
-	if v.name == "" {
-		d.faults.add(path("name"), "is required")
+func (d *document) addVersion(w *walker, v *versionRow, part []byte, files *walker) {
+	if len(v.name) == 0 {
+		w.missing("name")
 	}
 	if first, twice := d.versionIDs[v.id]; !v.hasID {
-		d.faults.add(path("id"), "is required")
+		w.missing("id")
 	} else if twice {
-		d.faults.add(path("id"), fmt.Sprintf("is the id of $.versions[%d] already", first))
+		w.faultIn("id", fmt.Sprintf("is the id of $.versions[%d] already", first))
+	} else {
+		d.versionIDs[v.id] = v.index
 	}
-	d.versionIDs[v.id] = int(v.index)
-
-	if v.r2Path != "" {
-		if fault := KeyFault(v.r2Path); fault != "" {
-			d.faults.add(path("r2_path"), fault)
+	if len(v.r2Path) > 0 {
+		if fault := keyFault(v.r2Path); fault != "" {
+			w.faultIn("r2_path", fault)
 		}
-		d.keys.add(idOf(v.r2Path), v.object([]byte(v.checksum), 0, DigestStored))
+		d.addKey(v.r2Path, v.object(v.checksum, 0, DigestStored), v.index, noFile)
 	}
 	_, used := d.used[v.id]
-	var list []byte
-	if used && v.externalURL == "" {
-		list = []byte(`,"manifest":[`)
-	}
-	compiled := d.readFiles(v, part[v.files.from:v.files.to], files, list)
+	used = used && v.hasID
+	list := d.readFiles(v, part[v.files.from:v.files.to], files, used && len(v.externalURL) == 0)
 	if used {
-		d.used[v.id] = d.compile(v, compiled)
+		d.used[v.id] = d.compile(v, list)
 	}
 }
 
@@ -127,51 +128,72 @@ func (v *versionRow) object(digest []byte, size int64, covers DigestOf) Object {
 	return o
 }
 
-// fileRow is one delta file. Its texts are buffers that the next row reuses: a document may have a million rows.
+// fileRow is one delta file. Its texts are parts of the document, which may have a million rows.
 type fileRow struct {
 	name, hash, key []byte
 	size            int64
 }
 
-// readFiles notes the keys of a delta list and, where list is not nil, appends its entries to list as prepared JSON.
-func (d *document) readFiles(v *versionRow, part []byte, w *walker, list []byte) template {
+// readFiles notes the keys of a delta list and, if it is to be offered, compiles it. It reads such a list twice: lists are
+// most of what a manifest keeps, and one that is measured first is written in one piece without room to spare.
+func (d *document) readFiles(v *versionRow, part []byte, w *walker, offered bool) template {
 	if len(part) == 0 {
 		return template{}
 	}
-	w.reset(part, "$.versions", int(v.index), ".manifest")
-	var row fileRow
-	b := templateBuilder{text: list}
-	count := 0
-	w.array(func(i int) {
-		row.name, row.hash, row.key, row.size = row.name[:0], row.hash[:0], row.key[:0], 0
-		if !w.object(func(name string) { row.read(w, name) }) || !d.judgeFile(v, i, &row) {
+	id := strconv.FormatInt(v.id, 10)
+	var entry template
+	size, count := 0, 0
+	d.eachFile(v, part, w, func(i int, row *fileRow) {
+		if !row.judge(w) {
 			return
 		}
 		covers := DigestStored
-		if strings.HasSuffix(string(row.key), ".br") {
+		if bytes.HasSuffix(row.key, []byte(".br")) {
 			covers = DigestDecoded
 		}
-		d.keys.add(idOf(row.key), v.object(row.hash, row.size, covers))
-		if list != nil {
-			d.appendFile(&b, v, &row, count)
-			count++
+		d.addKey(row.key, v.object(row.hash, row.size, covers), v.index, i)
+		if offered {
+			entry.reset()
+			entry.file(d.m.AppID, id, row)
+			size, count = size+1+len(entry.text), count+1
 		}
 	})
-	if count == 0 {
+	if count == 0 || len(d.faults.List) > 0 {
 		return template{}
 	}
-	b.text = append(b.text, ']')
-	return b.template()
+	const before, after = `,"manifest":[`, `]`
+	list := template{make([]byte, 0, len(before)+size), make([]int, 0, count)} // the last comma's place is the bracket's
+	list.add(before)
+	d.eachFile(v, part, w, func(i int, row *fileRow) {
+		if i > 0 {
+			list.add(",")
+		}
+		list.file(d.m.AppID, id, row)
+	})
+	list.add(after)
+	return list
 }
 
-func (row *fileRow) read(w *walker, name string) {
-	switch name {
+// eachFile calls f for each row of a delta list that is an object. The walker stands behind the row then.
+func (d *document) eachFile(v *versionRow, part []byte, w *walker, f func(i int, row *fileRow)) {
+	w.reset(part, "$.versions", v.index, ".manifest")
+	var row fileRow
+	w.array(func(i int) {
+		row = fileRow{}
+		if w.object(func(name []byte) { row.read(w, name) }) {
+			f(i, &row)
+		}
+	})
+}
+
+func (row *fileRow) read(w *walker, name []byte) {
+	switch string(name) {
 	case "file_name":
-		row.name = append(row.name, w.bytes()...)
+		row.name = w.bytes()
 	case "file_hash":
-		row.hash = append(row.hash, w.bytes()...)
+		row.hash = w.bytes()
 	case "s3_path":
-		row.key = append(row.key, w.bytes()...)
+		row.key = w.bytes()
 	case "file_size":
 		w.integer(&row.size, 0, maxID)
 	default:
@@ -179,109 +201,104 @@ func (row *fileRow) read(w *walker, name string) {
 	}
 }
 
-func (d *document) judgeFile(v *versionRow, i int, row *fileRow) bool {
-	fault := func(member, message string) bool {
-		d.faults.add(fmt.Sprintf("$.versions[%d].manifest[%d].%s", v.index, i, member), message)
+func (row *fileRow) judge(w *walker) bool {
+	if len(row.name) == 0 {
+		w.missing("file_name")
+	}
+	if len(row.hash) == 0 {
+		w.missing("file_hash")
+	}
+	if len(row.key) == 0 {
+		w.missing("s3_path")
+	} else if fault := keyFault(row.key); fault != "" {
+		w.faultIn("s3_path", fault)
 		return false
 	}
-	switch {
-	case len(row.name) == 0:
-		return fault("file_name", "is required")
-	case len(row.hash) == 0:
-		return fault("file_hash", "is required")
-	case len(row.key) == 0:
-		return fault("s3_path", "is required")
-	}
-	if message := KeyFault(string(row.key)); message != "" {
-		return fault("s3_path", message)
-	}
-	return true
+	return len(row.name) > 0 && len(row.hash) > 0 && len(row.key) > 0
 }
 
-func (d *document) appendFile(b *templateBuilder, v *versionRow, row *fileRow, count int) {
-	if count > 0 {
-		b.text = append(b.text, ',')
-	}
-	key := string(row.key)
-	b.text = append(b.text, `{"file_name":`...)
-	b.quote(legacyFileName(string(row.name), key))
-	b.text = append(b.text, `,"file_hash":`...)
-	b.quote(string(row.hash))
-	b.text = append(b.text, `,"download_url":"`...)
-	b.address(d.m.AppID, key, strconv.FormatInt(v.id, 10))
-	b.text = append(b.text, `"}`...)
+// file appends the entry of a delta file of the given version.
+func (t *template) file(appID, version string, row *fileRow) {
+	t.add(`{"file_name":`)
+	t.quote(legacyFileName(row.name, row.key))
+	t.add(`,"file_hash":`)
+	t.quote(row.hash)
+	t.add(`,"download_url":`)
+	t.address(appID, row.key, version)
+	t.add("}")
 }
 
 // legacyFileName undoes the escapes of rows written by old upload tools: those whose key ends in "_" and that very name
 // (protocol 1.6).
-func legacyFileName(name, key string) string {
-	if !strings.Contains(name, "%") || !strings.HasSuffix(key, "_"+name) {
+func legacyFileName(name, key []byte) []byte {
+	rest, same := bytes.CutSuffix(key, name)
+	if bytes.IndexByte(name, '%') < 0 || !same || !bytes.HasSuffix(rest, []byte("_")) {
 		return name
 	}
-	decoded, err := url.PathUnescape(name)
+	decoded, err := url.PathUnescape(string(name))
 	if err != nil || !utf8.ValidString(decoded) {
 		return name
 	}
-	return decoded
+	return []byte(decoded)
 }
 
 // compile prepares the answer that offers the version.
 func (d *document) compile(v *versionRow, files template) *Bundle {
+	name, external := string(v.name), string(v.externalURL)
+	hasZip := len(v.r2Path) > 0
 	b := &Bundle{
 		ID:      v.id,
-		Name:    v.name,
-		builtin: v.name == nameBuiltin,
-		unknown: v.name == nameUnknown,
-		gone:    v.deleted && v.name != nameBuiltin,
-		stored:  v.externalURL != "" || v.r2Path != "" || !files.empty(),
-		keyID:   v.keyID,
+		Name:    name,
+		builtin: name == nameBuiltin,
+		unknown: name == nameUnknown,
+		gone:    v.deleted && name != nameBuiltin,
+		stored:  external != "" || hasZip || !files.empty(),
+		offered: hasZip || !files.empty(),
+		keyID:   string(v.keyID),
+		head:    d.compileHead(v),
 		files:   files,
 	}
-	b.number, b.isSem = numberOf(v.name)
-	if b.hasMin = v.minUpdate != ""; b.hasMin {
-		b.minNative, b.minIsSem = numberOf(v.minUpdate)
+	b.number, b.isSem = numberOf(name)
+	if b.hasMin = len(v.minUpdate) > 0; b.hasMin {
+		b.minNative, b.minIsSem = numberOf(string(v.minUpdate))
 	}
-	b.offered = v.r2Path != "" || !files.empty()
-	if v.externalURL != "" {
-		b.offered = isWebAddress(v.externalURL)
+	if external != "" {
+		b.offered = strings.HasPrefix(external, "http://") || strings.HasPrefix(external, "https://")
 	}
-	if b.stored && v.checksum == "" {
+	if b.stored && len(v.checksum) == 0 {
 		d.warn(fmt.Sprintf("$.versions[%d].checksum", v.index), "is missing; plugins from 8.51.23 on refuse a bundle without it")
 	}
-	b.head = d.compileHead(v)
-	if v.link != "" {
+	if len(v.link) > 0 {
 		b.meta += `,"link":` + quoted(v.link)
 	}
-	if v.comment != "" {
+	if len(v.comment) > 0 {
 		b.meta += `,"comment":` + quoted(v.comment)
 	}
 	return b
 }
 
 func (d *document) compileHead(v *versionRow) template {
-	var b templateBuilder
-	b.text = append(b.text, `{"version":`...)
-	b.quote(v.name)
-	b.text = append(b.text, `,"url":`...)
+	var t template
+	t.add(`{"version":`)
+	t.quote(v.name)
+	t.add(`,"url":`)
 	switch {
-	case v.externalURL != "":
-		b.quote(v.externalURL)
-	case v.r2Path != "":
-		b.text = append(b.text, '"')
-		b.address(d.m.AppID, v.r2Path, v.checksum)
-		b.text = append(b.text, '"')
+	case len(v.externalURL) > 0:
+		t.quote(v.externalURL)
+	case len(v.r2Path) > 0:
+		t.address(d.m.AppID, v.r2Path, url.QueryEscape(string(v.checksum)))
 	default:
-		b.quote(noZip)
+		t.quote([]byte(noZip))
 	}
-	b.text = append(b.text, `,"session_key":`...)
-	b.quote(v.sessionKey)
-	b.text = append(b.text, `,"checksum":`...)
-	if v.checksum == "" {
-		b.text = append(b.text, "null"...)
+	t.add(`,"session_key":`)
+	t.quote(v.sessionKey)
+	t.add(`,"checksum":`)
+	if v.checksum == nil {
+		t.add("null")
 	} else {
-		b.quote(v.checksum)
+		t.quote(v.checksum)
 	}
-	return b.template()
+	return template{fit(t.text), fit(t.cuts)}
 }
 
 func numberOf(name string) (version, bool) {
@@ -289,11 +306,7 @@ func numberOf(name string) (version, bool) {
 	return v, err == nil
 }
 
-func isWebAddress(s string) bool {
-	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
-}
-
-func quoted(s string) string {
+func quoted[T string | []byte](s T) string {
 	q, _ := jsontext.AppendQuote(nil, s)
 	return string(q)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -52,7 +53,7 @@ func (e *Faults) add(path, message string) {
 }
 
 // walker reads a JSON document member by member and goes on after a value of the wrong type, so that one pass names
-// every fault. After a syntax error it is broken and all its methods return at once.
+// every fault. After a syntax error it is broken: all its methods return at once, and tell no further fault.
 //
 // The document is never turned into a tree: a manifest may have millions of values of which few are kept.
 type walker struct {
@@ -60,7 +61,7 @@ type walker struct {
 	faults *Faults
 	base   base
 	broken bool
-	text   []byte // scratch for strings with escapes
+	wrong  []string // members of the object read last whose value has a fault of its own
 }
 
 // base is the path of the text the decoder sees within the whole document: head, or head[index]tail. It is put together
@@ -71,102 +72,136 @@ type base struct {
 	tail  string
 }
 
+// newWalker reads the text at the given path. It is the whole document or a span of it; a span has no error of syntax,
+// whose position would have to be told within the document.
 func newWalker(text []byte, path string, faults *Faults) *walker {
 	return &walker{dec: jsontext.NewDecoder(bytes.NewBuffer(text)), faults: faults, base: base{head: path}}
 }
 
-// reset makes the walker read another text, which stands at head[index]tail. What was broken stays broken: a fault of
-// syntax was told already.
+// reset makes the walker read another text, which stands at head[index]tail.
 func (w *walker) reset(text []byte, head string, index int, tail string) {
 	w.dec.Reset(bytes.NewBuffer(text))
 	w.base = base{head, index, tail}
 }
 
-// path is where the walker stands, in the notation of RFC 9535's normalized paths with plain names unquoted.
-func (w *walker) path() string {
+// path is where the walker stands: at the value it read last.
+func (w *walker) path() string { return w.pathOf(w.dec.StackPointer()) }
+
+// pathOf writes a place the decoder has entered in the notation of RFC 9535, with plain names unquoted. The pointer alone
+// cannot tell an index from a member named like one.
+func (w *walker) pathOf(at jsontext.Pointer) string {
 	var b strings.Builder
 	b.WriteString(w.base.head)
 	if w.base.tail != "" {
 		b.WriteString("[" + strconv.Itoa(w.base.index) + "]" + w.base.tail)
 	}
-	for token := range w.dec.StackPointer().Tokens() {
-		if _, err := strconv.Atoi(token); err == nil {
+	level := 0
+	for token := range at.Tokens() {
+		level++
+		switch kind, _ := w.dec.StackIndex(level); {
+		case kind == '[':
 			b.WriteString("[" + token + "]")
-		} else {
+		case isPlainName(token):
 			b.WriteString("." + token)
+		default:
+			b.WriteString("[" + quoted(token) + "]")
 		}
 	}
 	return b.String()
 }
 
-func (w *walker) fault(message string) { w.faults.add(w.path(), message) }
+func isPlainName(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c == '_', c >= 0x80:
+		case c >= '0' && c <= '9' && i > 0:
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
 
-func (w *walker) fail(err error) {
-	if !w.broken {
-		w.broken = true
-		w.fault("is not valid JSON at byte " + strconv.FormatInt(w.dec.InputOffset(), 10) + ": " + syntaxReason(err))
+// fault tells what is wrong with the value read last.
+func (w *walker) fault(message string) {
+	if w.broken {
+		return
+	}
+	at := w.dec.StackPointer()
+	w.wrong = append(w.wrong, at.LastToken())
+	w.faults.add(w.pathOf(at), message)
+}
+
+// faultIn tells what is wrong with a member of the object read last.
+func (w *walker) faultIn(member, message string) { w.faults.add(w.path()+"."+member, message) }
+
+// missing tells that the object read last lacks a member it needs. A member whose value has the wrong type is not missing:
+// that was told.
+func (w *walker) missing(member string) {
+	if !slices.Contains(w.wrong, member) {
+		w.faultIn(member, "is required")
 	}
 }
 
-// syntaxReason takes the library's own prefix and position off: the path and the byte are already told.
-func syntaxReason(err error) string {
-	reason := strings.TrimPrefix(err.Error(), "jsontext: ")
-	if at := strings.Index(reason, " within "); at > 0 {
-		reason = reason[:at]
+// fail tells an error of syntax, at the place where the library found it.
+func (w *walker) fail(err error) {
+	if w.broken {
+		return
 	}
-	if at := strings.Index(reason, " after offset "); at > 0 {
-		reason = reason[:at]
+	w.broken = true
+	if errors.Is(err, io.EOF) { // of all places, only before the document
+		w.faults.add(w.path(), "is empty")
+		return
 	}
-	return reason
+	at, offset := w.dec.StackPointer(), w.dec.InputOffset()
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		at, offset, err = syntax.JSONPointer, syntax.ByteOffset, syntax.Err
+	}
+	w.faults.add(w.pathOf(at), fmt.Sprintf("is not valid JSON at byte %d: %v", offset, err))
 }
 
 // object calls member for each member of the object that comes next; member must read its value or skip it.
-func (w *walker) object(member func(name string)) bool {
+func (w *walker) object(member func(name []byte)) bool {
+	w.wrong = w.wrong[:0]
 	if !w.enter('{', "an object") {
 		return false
 	}
 	for !w.broken && w.dec.PeekKind() != '}' {
-		name, err := w.dec.ReadToken()
-		if err != nil {
-			w.fail(err)
-			return false
+		if name, ok := w.name(); ok {
+			member(name)
 		}
-		member(name.String())
 	}
-	return w.leave()
+	return w.bracket()
+}
+
+// name reads the name of a member. Anything else in its place is an error, which the next token tells best.
+func (w *walker) name() ([]byte, bool) {
+	if w.dec.PeekKind() != '"' && !w.bracket() {
+		return nil, false
+	}
+	name, err := w.dec.ReadValue()
+	if err != nil {
+		w.fail(err)
+		return nil, false
+	}
+	return unquote(name), true
 }
 
 // array calls item for each element of the array that comes next, or of none if it is null.
-func (w *walker) array(item func(index int)) bool {
-	if w.null() {
-		return true
-	}
-	if !w.enter('[', "an array") {
-		return false
+func (w *walker) array(item func(index int)) {
+	if w.null() || !w.enter('[', "an array") {
+		return
 	}
 	for i := 0; !w.broken && w.dec.PeekKind() != ']'; i++ {
 		item(i)
 	}
-	return w.leave()
+	w.bracket()
 }
 
-func (w *walker) enter(kind jsontext.Kind, what string) bool {
-	if w.broken {
-		return false
-	}
-	if found := w.dec.PeekKind(); found != kind && found != 0 {
-		w.skip()
-		w.fault("must be " + what)
-		return false
-	}
-	if _, err := w.dec.ReadToken(); err != nil {
-		w.fail(err)
-		return false
-	}
-	return true
-}
+func (w *walker) enter(kind jsontext.Kind, what string) bool { return w.is(kind, what) && w.bracket() }
 
-func (w *walker) leave() bool {
+// bracket reads the bracket that comes next.
+func (w *walker) bracket() bool {
 	if w.broken {
 		return false
 	}
@@ -195,25 +230,34 @@ func (w *walker) null() bool {
 	return true
 }
 
-// value reads the next scalar of the given kind; what names the kind in a fault.
-func (w *walker) value(kind jsontext.Kind, what string) (jsontext.Value, bool) {
+// is reports whether the next value is of the given kind, or may be, and skips one that is not; what names the kind in a
+// fault.
+func (w *walker) is(kind jsontext.Kind, what string) bool {
 	if w.broken {
+		return false
+	}
+	if found := w.dec.PeekKind(); found != kind && found != 0 { // 0 is an error that the next read returns
+		w.skip()
+		w.fault("must be " + what)
+		return false
+	}
+	return true
+}
+
+// value reads the next scalar of the given kind.
+func (w *walker) value(kind jsontext.Kind, what string) (jsontext.Value, bool) {
+	if !w.is(kind, what) {
 		return nil, false
 	}
-	found := w.dec.PeekKind()
 	v, err := w.dec.ReadValue()
 	if err != nil {
 		w.fail(err)
 		return nil, false
 	}
-	if found != kind {
-		w.fault("must be " + what)
-		return nil, false
-	}
 	return v, true
 }
 
-// bytes reads a string; the result is valid until the next call. Null gives nil.
+// bytes reads a string; null gives nil. Where it can be the result is a part of the text, which no one changes.
 func (w *walker) bytes() []byte {
 	if w.null() {
 		return nil
@@ -222,36 +266,36 @@ func (w *walker) bytes() []byte {
 	if !ok {
 		return nil
 	}
+	return unquote(v)
+}
+
+func unquote(v jsontext.Value) []byte {
 	if bytes.IndexByte(v, '\\') < 0 {
 		return v[1 : len(v)-1]
 	}
-	w.text, _ = jsontext.AppendUnquote(w.text[:0], v)
-	return w.text
+	text, _ := jsontext.AppendUnquote(nil, v)
+	return text
 }
 
 func (w *walker) string(dst *string) { *dst = string(w.bytes()) }
 
 // bool reads a boolean; null leaves dst, which holds the default.
 func (w *walker) bool(dst *bool) {
-	if w.broken || w.null() {
+	if w.null() {
 		return
 	}
-	switch w.dec.PeekKind() {
-	case 't', 'f':
-		v, err := w.dec.ReadToken()
-		if err != nil {
-			w.fail(err)
-			return
-		}
-		*dst = v.Bool()
-	default:
-		w.value('t', "true or false")
+	kind := w.dec.PeekKind()
+	if kind != 'f' {
+		kind = 't'
+	}
+	if _, ok := w.value(kind, "true or false"); ok {
+		*dst = kind == 't'
 	}
 }
 
 // integer reads a whole number from least to most; null leaves dst. It reports whether it set dst.
 func (w *walker) integer(dst *int64, least, most int64) bool {
-	if w.broken || w.null() {
+	if w.null() {
 		return false
 	}
 	v, ok := w.value('0', "a whole number")
@@ -260,10 +304,10 @@ func (w *walker) integer(dst *int64, least, most int64) bool {
 	}
 	n, err := strconv.ParseInt(string(v), 10, 64)
 	switch {
-	case err != nil:
+	case errors.Is(err, strconv.ErrSyntax):
 		w.fault("must be a whole number")
 		return false
-	case n < least || n > most:
+	case n < least || n > most: // a number beyond 64 bits is read as the outermost one
 		w.fault(fmt.Sprintf("must be between %d and %d", least, most))
 		return false
 	}
@@ -271,18 +315,16 @@ func (w *walker) integer(dst *int64, least, most int64) bool {
 	return true
 }
 
-// span skips the next value and returns where it stands.
+// span skips the next value and returns where it stands. It goes token by token, so that an error of syntax is found
+// with all levels above it known.
 func (w *walker) span() span {
+	ahead := w.dec.UnreadBuffer()
+	from := int(w.dec.InputOffset()) + len(ahead) - len(bytes.TrimLeft(ahead, " \t\r\n:"))
+	w.skip()
 	if w.broken {
 		return span{}
 	}
-	v, err := w.dec.ReadValue()
-	if err != nil {
-		w.fail(err)
-		return span{}
-	}
-	end := int(w.dec.InputOffset())
-	return span{end - len(v), end}
+	return span{from, int(w.dec.InputOffset())}
 }
 
 // end checks that nothing follows the document.
@@ -290,10 +332,9 @@ func (w *walker) end() {
 	if w.broken {
 		return
 	}
-	if _, err := w.dec.ReadToken(); err != io.EOF {
-		if err == nil {
-			err = errors.New("more than one document")
-		}
+	if _, err := w.dec.ReadToken(); err == nil {
+		w.fail(errors.New("more than one document"))
+	} else if !errors.Is(err, io.EOF) {
 		w.fail(err)
 	}
 }

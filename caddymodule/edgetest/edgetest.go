@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,13 +167,17 @@ func (r *Response) JSON(t testing.TB) map[string]any {
 // Protocols runs a test over HTTP/1.1 in clear text and over HTTP/2 with TLS. base is the site's address there.
 func (e *Edge) Protocols(t *testing.T, test func(t *testing.T, c *Client)) {
 	t.Helper()
-	t.Run("HTTP/1.1", func(t *testing.T) { test(t, &Client{t, e.clients["HTTP/1.1"], e.HTTP}) })
-	t.Run("HTTP/2", func(t *testing.T) { test(t, &Client{t, e.clients["HTTP/2"], e.HTTPS}) })
+	t.Run("HTTP/1.1", func(t *testing.T) { test(t, newClient(t, e.clients["HTTP/1.1"], e.HTTP)) })
+	t.Run("HTTP/2", func(t *testing.T) { test(t, newClient(t, e.clients["HTTP/2"], e.HTTPS)) })
 }
 
 // Client returns a client of the site over HTTP/1.1.
 func (e *Edge) Client(t testing.TB) *Client {
-	return &Client{t, e.clients["HTTP/1.1"], e.HTTP}
+	return newClient(t, e.clients["HTTP/1.1"], e.HTTP)
+}
+
+func newClient(t testing.TB, c *http.Client, base string) *Client {
+	return &Client{t: t, http: c, Base: base, Redialed: new(atomic.Int64)}
 }
 
 // Client asks a site over one protocol.
@@ -180,6 +185,11 @@ type Client struct {
 	t    testing.TB
 	http *http.Client
 	Base string
+
+	// Redials is how often a request is sent again that got no answer at all. Caddy opens a new socket for each reload,
+	// and the kernel resets connections that still waited in the old one: they reached no handler, ours or another.
+	Redials  int
+	Redialed *atomic.Int64
 }
 
 // Post sends a JSON body.
@@ -216,8 +226,19 @@ func (c *Client) Do(method, path, body string, header ...string) *Response {
 		}
 	}
 	resp, err := c.http.Do(req)
+	for range c.Redials { // a request is read anew from its start by GetBody
+		if err == nil {
+			break
+		}
+		c.Redialed.Add(1)
+		if req.GetBody != nil {
+			req.Body, _ = req.GetBody() // a strings.Reader's never fails
+		}
+		resp, err = c.http.Do(req)
+	}
 	if err != nil {
-		c.t.Fatalf("%s %s: %v", method, path, err)
+		c.t.Errorf("%s %s: %v", method, path, err)
+		return &Response{Err: err}
 	}
 	defer resp.Body.Close() //nolint:errcheck // read to its end already
 	r := &Response{Status: resp.StatusCode, Header: resp.Header}

@@ -1,0 +1,5 @@
+//go:build !linux
+
+package origin_test
+
+const changeTimes = false
