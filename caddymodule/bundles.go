@@ -85,10 +85,8 @@ func (h *Handler) locate(ctx context.Context, appID string, keys []string) (stri
 		return "", resolver.Object{}, err
 	}
 	for try := 0; ; try++ {
-		for _, key := range keys {
-			if o, ok := app.find(key); ok {
-				return key, o, nil
-			}
+		if key, o, ok := app.find(keys...); ok {
+			return key, o, nil
 		}
 		if try > 0 {
 			return "", resolver.Object{}, cache.ErrNotFound

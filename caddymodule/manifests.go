@@ -95,17 +95,25 @@ const (
 	maxAppIDLen = 128
 )
 
-// find returns what is known of an object, if the manifest names its key or did so of late.
-func (r *release) find(key string) (resolver.Object, bool) {
-	if o, ok := r.manifest.Keys.Find(key); ok {
-		return o, true
-	}
-	for _, old := range r.retired {
-		if o, ok := old.keys.Find(key); ok && time.Now().Before(old.until) {
-			return o, true
+// find returns the first of the keys that the manifest names, or that an earlier revision named of late, and what is known
+// of that object.
+func (r *release) find(keys ...string) (string, resolver.Object, bool) {
+	for _, key := range keys {
+		if o, ok := r.manifest.Keys.Find(key); ok {
+			return key, o, true
 		}
 	}
-	return resolver.Object{}, false
+	for _, old := range r.retired {
+		if !time.Now().Before(old.until) {
+			continue
+		}
+		for _, key := range keys {
+			if o, ok := old.keys.Find(key); ok {
+				return key, o, true
+			}
+		}
+	}
+	return "", resolver.Object{}, false
 }
 
 // retire notes in next what it takes away from old, and returns that in a form decodeRetired reads.

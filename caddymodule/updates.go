@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"errors"
 	"net/http"
 
 	"go.uber.org/zap"
@@ -52,7 +53,7 @@ func (h *Handler) readCheck(w http.ResponseWriter, r *http.Request, s *scratch, 
 	}
 	var err error
 	if s.check, err = s.parser.Parse(s.body); err != nil {
-		refusal := err.(*resolver.Refusal) // the only kind there is
+		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
 		h.app.runtime.counters.refused(refusal.Code)
 		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
 		writeJSON(w, refusal.Status, s.answer)
@@ -84,8 +85,9 @@ func manifestStatus(state cache.State) string {
 		return "capgo-edge; hit; detail=negative"
 	case cache.Loaded:
 		return "capgo-edge; fwd=miss; stored"
+	default:
+		return "capgo-edge; fwd=miss; detail=unavailable"
 	}
-	return "capgo-edge; fwd=miss; detail=unavailable"
 }
 
 // serveSizes answers POST /updates/manifest_size (protocol 1.9) from the manifest's file_size.
@@ -102,10 +104,13 @@ func (h *Handler) serveSizes(w http.ResponseWriter, r *http.Request) {
 	}
 	files, err := resolver.ParseSizeQuery(s.body)
 	if err != nil {
-		refusal := err.(*resolver.Refusal) // the only kind there is
+		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
 		writeJSON(w, refusal.Status, resolver.AppendRefusal(s.answer[:0], refusal))
 		return
 	}
-	s.answer = resolver.AppendSizes(s.answer[:0], files, app.find)
+	s.answer = resolver.AppendSizes(s.answer[:0], files, func(key string) (resolver.Object, bool) {
+		_, o, ok := app.find(key)
+		return o, ok
+	})
 	writeJSON(w, http.StatusOK, s.answer)
 }

@@ -88,7 +88,7 @@ func TestChunkedTooLarge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // nothing depends on it
+	defer resp.Body.Close()
 	if resp.StatusCode != 413 {
 		t.Errorf("status %d", resp.StatusCode)
 	}

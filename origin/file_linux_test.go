@@ -23,7 +23,7 @@ func TestFileSpecial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close() //nolint:errcheck // nobody connects
+	defer listener.Close()
 	s := newFile(t, dir)
 	for _, key := range []string{"fifo", "socket", "."} {
 		done := make(chan error, 1)

@@ -224,7 +224,7 @@ func TestFileTruncated(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer o.Body.Close() //nolint:errcheck // only read from
+	defer o.Body.Close()
 	if err := os.Truncate(path, 500); err != nil {
 		t.Fatal(err)
 	}

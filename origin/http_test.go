@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -335,9 +336,7 @@ func TestHTTPAnswers(t *testing.T) {
 		for _, tt := range tests {
 			t.Run(tt.name, func(t *testing.T) {
 				s := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-					for name, values := range tt.header {
-						w.Header()[name] = values
-					}
+					maps.Copy(w.Header(), tt.header)
 					w.WriteHeader(tt.status)
 					if tt.status != 204 && tt.status != 304 {
 						_, _ = io.WriteString(w, "abc")
@@ -500,5 +499,39 @@ func TestHTTPConnections(t *testing.T) {
 	}
 	if n := opened.Load(); n != 1 {
 		t.Errorf("opened %d connections, want 1", n)
+	}
+}
+
+// TestHTTPUnsettled tells apart a time that proves an object unchanged from one that may hide a second change.
+func TestHTTPUnsettled(t *testing.T) {
+	stamp := func(d time.Duration) string { return modified.Add(d).Format(http.TimeFormat) }
+	for _, tt := range []struct {
+		name           string
+		modified, date string
+		want           bool
+	}{
+		{"just written", stamp(0), stamp(0), true},
+		{"written long ago", stamp(0), stamp(time.Hour), false},
+		{"written in the future", stamp(time.Hour), stamp(0), true},
+		{"by a server without a clock", stamp(0), "", true},
+		{"without a time", "", stamp(0), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header()["Date"] = nil // else the server sets it
+				if tt.date != "" {
+					w.Header().Set("Date", tt.date)
+				}
+				if tt.modified != "" {
+					w.Header().Set("Last-Modified", tt.modified)
+				}
+				_, _ = io.WriteString(w, "abc")
+			}))
+			defer server.Close()
+			o, _, err := storetest.Read(t, newHTTP(t, server.URL, origin.HTTPOptions{}), "a", origin.GetOptions{})
+			if err != nil || o.Unsettled != tt.want {
+				t.Errorf("got %+v, %v, want Unsettled %v", o, err, tt.want)
+			}
+		})
 	}
 }

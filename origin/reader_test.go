@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -202,9 +203,7 @@ func TestReaderChanged(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			asked := 0
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				for name, values := range header[min(asked, 1)] {
-					w.Header()[name] = values
-				}
+				maps.Copy(w.Header(), header[min(asked, 1)])
 				asked++
 				w.Header().Set("Content-Length", "26")
 				_, _ = io.WriteString(w, alphabet)
@@ -229,7 +228,7 @@ func TestReaderSeek(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reader.Close() //nolint:errcheck // only read from
+	defer reader.Close()
 	for _, step := range []struct {
 		offset int64
 		whence int
@@ -266,7 +265,7 @@ func TestReaderUnsized(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer reader.Close() //nolint:errcheck // only read from
+	defer reader.Close()
 	if _, err := reader.Seek(0, io.SeekEnd); err == nil {
 		t.Error("seeks from an end nobody knows")
 	}

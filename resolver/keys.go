@@ -136,9 +136,9 @@ type keyBuilder struct {
 	objects []Object
 }
 
-// grow makes room for n keys.
-func (b *keyBuilder) grow(n int) {
-	b.ids, b.objects = slices.Grow(b.ids, n), slices.Grow(b.objects, n)
+// newKeyBuilder has room for n keys.
+func newKeyBuilder(n int) keyBuilder {
+	return keyBuilder{make([]keyID, 0, n), make([]Object, 0, n)}
 }
 
 func (b *keyBuilder) add(id keyID, o Object) {
@@ -170,9 +170,9 @@ func (b *keyBuilder) keys() Keys {
 	return Keys{fit(b.ids[:n]), fit(b.objects[:n])}
 }
 
-// fit takes away the room a slice does not need, if it is worth a copy.
+// fit takes away the room a slice does not need, if it is worth a copy. An empty one becomes nil.
 func fit[T any](s []T) []T {
-	if cap(s)-len(s) > len(s)/8 {
+	if cap(s)-len(s) >= len(s)/8 {
 		return append([]T(nil), s...)
 	}
 	return slices.Clip(s)

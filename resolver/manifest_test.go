@@ -471,6 +471,22 @@ func TestManifestFaultsAreCounted(t *testing.T) {
 	}
 }
 
+// A required member of the wrong type is one fault, beyond those that are listed too.
+func TestWrongRequiredMembersAreCountedOnce(t *testing.T) {
+	for _, table := range []string{
+		`"versions":[%s]`, `"channels":[%s]`, `"versions":[{"id":1,"name":"a","manifest":[%s]}]`, `"channel_devices":[%s]`,
+	} {
+		row := `{"id":"1","name":5,"file_name":5,"file_hash":5,"s3_path":5,"device_id":5,"channel_id":-1},`
+		wrong := map[bool]int{true: 3, false: 2}[strings.Contains(table, "manifest")] // members of the row that are read
+		doc := fmt.Sprintf(inApp(table), strings.TrimSuffix(strings.Repeat(row, 100), ","))
+		_, err := ParseManifest([]byte(doc))
+		var faults *Faults
+		if !errors.As(err, &faults) || len(faults.List)+faults.More != 100*wrong {
+			t.Errorf("%s: %v, want %d faults", table, err, 100*wrong)
+		}
+	}
+}
+
 // wholeDocument has every table, with references in all directions.
 var wholeDocument = []string{
 	`"app":{"app_id":"com.demo.app","expose_metadata":true}`,

@@ -59,7 +59,10 @@ func (t *template) address(appID string, key []byte, version string) {
 // key is escaped in full and found by the decoded path.
 func appendEscapedKey[T string | []byte](dst []byte, key T) []byte {
 	const hexDigits = "0123456789ABCDEF"
-	verbatim := isURLPath(key) && len(KeysOfPath(string(key))) > 0
+	verbatim, escapes := isURLPath(key)
+	if escapes {
+		verbatim = len(KeysOfPath(string(key))) > 0
+	}
 	for i := range len(key) {
 		if c := key[i]; verbatim || isPathByte(c) {
 			dst = append(dst, c)
@@ -70,19 +73,20 @@ func appendEscapedKey[T string | []byte](dst []byte, key T) []byte {
 	return dst
 }
 
-// isURLPath reports whether s is a well-formed URL path as it stands.
-func isURLPath[T string | []byte](s T) bool {
+// isURLPath reports whether s is a well-formed URL path as it stands, and whether it holds escapes then.
+func isURLPath[T string | []byte](s T) (ok, escapes bool) {
 	for i := 0; i < len(s); i++ {
 		if s[i] == '%' {
 			if i+2 >= len(s) || !isHexDigit(s[i+1]) || !isHexDigit(s[i+2]) {
-				return false
+				return false, false
 			}
+			escapes = true
 			i += 2
 		} else if !isPathByte(s[i]) {
-			return false
+			return false, false
 		}
 	}
-	return true
+	return true, escapes
 }
 
 // isPathByte reports whether c may stand in a path unescaped (RFC 3986, pchar and "/").

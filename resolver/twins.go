@@ -29,7 +29,7 @@ func (t *twinKey) path() string {
 func (d *document) addKey(key []byte, o Object, version, file int) {
 	id := idOf(key)
 	d.keys.add(id, o)
-	if bytes.IndexByte(key, '%') < 0 || !isURLPath(key) {
+	if _, escapes := isURLPath(key); !escapes {
 		return
 	}
 	if decoded, err := url.PathUnescape(string(key)); err == nil {

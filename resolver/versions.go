@@ -48,7 +48,7 @@ func (d *document) readVersions() {
 		return
 	}
 	// Room that grows would cost several times what it ends up with. No row with a key takes less than 32 bytes.
-	d.keys.grow(min(bytes.Count(part, []byte(`_path":`)), len(part)/32))
+	d.keys = newKeyBuilder(min(bytes.Count(part, []byte(`_path":`)), len(part)/32))
 	w := newWalker(part, "$.versions", &d.faults)
 	files := newWalker(nil, "", &d.faults)
 	w.array(func(i int) {

@@ -67,7 +67,7 @@ func New(t testing.TB) *Edge {
 		"HTTP/1.1": {Transport: &http.Transport{DisableCompression: true}},
 		"HTTP/2": {Transport: &http.Transport{
 			DisableCompression: true, ForceAttemptHTTP2: true,
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // the certificate was made a line ago
+			TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 		}},
 	}
 	t.Cleanup(e.Stop)

@@ -36,7 +36,7 @@ func read(ctx context.Context, s origin.Store, opts origin.GetOptions) (string, 
 	if err != nil {
 		return "", err
 	}
-	defer o.Body.Close() //nolint:errcheck // only read from
+	defer o.Body.Close()
 	got, err := io.ReadAll(o.Body)
 	return string(got), err
 }

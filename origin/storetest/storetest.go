@@ -35,8 +35,9 @@ func Run(t *testing.T, h Harness) {
 	t.Run("keys", h.keys)
 	t.Run("large", h.large)
 	t.Run("identity", func(t *testing.T) {
-		if s := h.New(t, nil); s.Identity() == "" || s.Identity() != s.Identity() {
-			t.Errorf("identity %q", s.Identity())
+		s := h.New(t, nil)
+		if first, again := s.Identity(), s.Identity(); first == "" || again != first {
+			t.Errorf("identity %q, then %q", first, again)
 		}
 	})
 }
