@@ -21,7 +21,8 @@ type App struct {
 
 	log      *zap.Logger
 	settings settings
-	runtime  *runtime // nil once given back
+	runtime  *runtime // requests of this configuration use it even after Cleanup, so it is never taken away
+	shares   bool     // a share of the runtime was taken, and not given back yet
 }
 
 // settings are the tunables of a runtime, as one configuration wants them.
@@ -72,6 +73,7 @@ func (a *App) Provision(ctx caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	a.shares = true
 	return a.runtime.register(ctx.GetMetricsRegistry())
 }
 
@@ -92,12 +94,11 @@ func (a *App) Stop() error {
 
 // Cleanup gives the runtime back. It also runs after a Provision or Start that failed.
 func (a *App) Cleanup() error {
-	if a.runtime == nil {
+	if !a.shares {
 		return nil
 	}
-	dir := a.runtime.dir
-	a.runtime = nil
-	return releaseRuntime(dir)
+	a.shares = false
+	return releaseRuntime(a.runtime.dir)
 }
 
 var errClosed = errors.New("this storage directory is being closed")

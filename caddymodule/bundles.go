@@ -41,10 +41,10 @@ func (h *Handler) serveObject(w http.ResponseWriter, r *http.Request) {
 	key, known, err := h.locate(r.Context(), appOf(r, keys[0]), keys)
 	switch {
 	case errors.Is(err, cache.ErrNotFound):
-		h.app.runtime.counters.object(objectMissing)
+		h.runtime.counters.object(objectMissing)
 		refuse(w, http.StatusNotFound, "not_found", "Not found")
 	case err != nil:
-		h.app.runtime.counters.object(objectFailed)
+		h.runtime.counters.object(objectFailed)
 		refuseUnavailable(w)
 	default:
 		h.stream(w, r, key, known)
@@ -101,14 +101,14 @@ func (h *Handler) locate(ctx context.Context, appID string, keys []string) (stri
 func (h *Handler) stream(w http.ResponseWriter, r *http.Request, key string, known resolver.Object) {
 	began := time.Now()
 	object, err := origin.OpenReader(r.Context(), h.store, key, hintOf(r))
-	h.app.runtime.counters.origin(originObject, time.Since(began), err)
+	h.runtime.counters.origin(originObject, time.Since(began), err)
 	h.reportObject(key, err)
 	if err != nil {
 		h.refuseObject(w, err)
 		return
 	}
 	defer object.Close() //nolint:errcheck // only read from
-	h.app.runtime.counters.object(objectStreamed)
+	h.runtime.counters.object(objectStreamed)
 	info := object.Info()
 	setObjectHeaders(w.Header(), key, known, info)
 	if info.Size < 0 {
@@ -117,7 +117,7 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, key string, kno
 		http.ServeContent(w, withoutRangeLists(r), "", time.Time{}, object)
 	}
 	if err := object.Err(); err != nil && r.Context().Err() == nil {
-		h.app.runtime.counters.object(objectCut)
+		h.runtime.counters.object(objectCut)
 		h.reportObject(key, err)
 		abort(w)
 	}
@@ -125,11 +125,11 @@ func (h *Handler) stream(w http.ResponseWriter, r *http.Request, key string, kno
 
 func (h *Handler) refuseObject(w http.ResponseWriter, err error) {
 	if errors.Is(err, origin.ErrNotFound) {
-		h.app.runtime.counters.object(objectMissing)
+		h.runtime.counters.object(objectMissing)
 		refuse(w, http.StatusNotFound, "not_found", "Not found")
 		return
 	}
-	h.app.runtime.counters.object(objectFailed)
+	h.runtime.counters.object(objectFailed)
 	refuseUnavailable(w)
 }
 
@@ -225,7 +225,7 @@ func entityTag(known resolver.Object, info origin.Object) string {
 
 // reportObject logs a change in how the site's objects can be had.
 func (h *Handler) reportObject(key string, err error) {
-	faults, identity := h.app.runtime.faults, h.store.Identity()
+	faults, identity := h.runtime.faults, h.store.Identity()
 	fields := []zap.Field{zap.String(fieldOrigin, identity), zap.String(fieldKey, key), zap.Error(err)}
 	link, isLink := errors.AsType[*origin.LinkError](err)
 	switch {

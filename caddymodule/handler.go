@@ -41,11 +41,12 @@ type Handler struct {
 	// Debug adds Cache-Status to answers that are not objects, telling how the manifest was had. Default: off.
 	Debug bool `json:"debug,omitempty"`
 
-	app     *App
-	log     *zap.Logger
-	store   origin.Store
-	library *library
-	scratch *sync.Pool // of *scratch
+	runtime  *runtime
+	settings settings // of the app, for a request that comes before its start
+	log      *zap.Logger
+	store    origin.Store
+	library  *library
+	scratch  *sync.Pool // of *scratch
 }
 
 // Bundles configures how bundles are handed out.
@@ -78,12 +79,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err := h.checkAddresses(); err != nil {
 		return err
 	}
-	app, err := ctx.App(moduleName)
+	module, err := ctx.App(moduleName)
 	if err != nil {
 		return err
 	}
-	h.app = app.(*App)
-	h.library = newLibrary(h.app.runtime, h.store, h.Manifests)
+	app := module.(*App)
+	h.runtime, h.settings = app.runtime, app.settings
+	h.library = newLibrary(h.runtime, h.store, h.Manifests)
 	h.scratch = &sync.Pool{New: func() any { return new(scratch) }}
 	return nil
 }
@@ -189,7 +191,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 
 // open serves a request once the storage is open. A request may come before the app was started.
 func (h *Handler) open(w http.ResponseWriter, r *http.Request, serve func(http.ResponseWriter, *http.Request)) error {
-	if err := h.app.runtime.open(h.app.settings, h.log); err != nil {
+	if err := h.runtime.open(h.settings, h.log); err != nil {
 		return caddyhttp.Error(http.StatusServiceUnavailable, err)
 	}
 	h.allowOrigin(w, r)

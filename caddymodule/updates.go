@@ -34,7 +34,7 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d := app.manifest.Decide(&s.check)
-	h.app.runtime.counters.decided(&d)
+	h.runtime.counters.decided(&d)
 	if c := h.log.Check(zap.DebugLevel, "update check decided"); c != nil {
 		c.Write(zap.String(fieldAppID, s.check.AppID), zap.String("device_id", s.check.DeviceID),
 			zap.String("rule", d.Rule), zap.String("channel", d.Channel))
@@ -48,13 +48,13 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 func (h *Handler) readCheck(w http.ResponseWriter, r *http.Request, s *scratch, limit int64) (*release, bool) {
 	var ok bool
 	if s.body, ok = readBody(w, r, s.body, limit); !ok {
-		h.app.runtime.counters.refused(codeTooLarge)
+		h.runtime.counters.refused(codeTooLarge)
 		return nil, false
 	}
 	var err error
 	if s.check, err = s.parser.Parse(s.body); err != nil {
 		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
-		h.app.runtime.counters.refused(refusal.Code)
+		h.runtime.counters.refused(refusal.Code)
 		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
 		writeJSON(w, refusal.Status, s.answer)
 		return nil, false
