@@ -18,12 +18,15 @@ var (
 // No credentials are ever allowed: nothing here needs any.
 func (h *Handler) allowOrigin(w http.ResponseWriter, r *http.Request) {
 	header := w.Header()
+	o := r.Header["Origin"]
+	if len(o) == 0 && r.Method == http.MethodPost {
+		return // a phone's own client; no cache keeps what is answered to a POST, so it needs no Vary
+	}
 	if header["Vary"] == nil {
 		header["Vary"] = varyOrigin
 	} else {
 		header.Add("Vary", "Origin")
 	}
-	o := r.Header["Origin"]
 	if len(o) == 0 || !isWebView(o[0]) && !slices.Contains(h.Bundles.CORS, o[0]) {
 		return
 	}
