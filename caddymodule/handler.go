@@ -150,9 +150,13 @@ func checkCORS(origins []string) error {
 	return nil
 }
 
-// Cleanup gives up the handler. Requests may still be running in it, so nothing is taken from under them; connections
-// and files they do not use are freed when they end.
-func (h *Handler) Cleanup() error { return nil }
+// Cleanup gives up the handler. Requests may still run in it, so only what they do not use is taken away.
+func (h *Handler) Cleanup() error {
+	if store, ok := h.store.(interface{ CloseIdleConnections() }); ok {
+		store.CloseIdleConnections()
+	}
+	return nil
+}
 
 // serves reports whether this site serves the app.
 func (h *Handler) serves(appID string) bool {

@@ -102,6 +102,9 @@ func (h *HTTP) host() string {
 	return ""
 }
 
+// CloseIdleConnections closes connections that no request uses. The store stays usable.
+func (h *HTTP) CloseIdleConnections() { h.client.CloseIdleConnections() }
+
 // checkRedirect follows a redirect only on the same server: the headers sent may hold secrets, and what another host
 // answers is not this origin's storage.
 func (h *HTTP) checkRedirect(req *http.Request, via []*http.Request) error {
