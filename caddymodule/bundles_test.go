@@ -9,7 +9,6 @@ import (
 	"net/http/httptest"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 
 	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
@@ -160,18 +159,13 @@ func TestOriginBreaksOff(t *testing.T) {
 	bundle := s.publish("1.0.1", 300_000)
 	for _, at := range []int{0, 1, len(bundle) / 2, len(bundle) - 1} {
 		t.Run(fmt.Sprintf("at byte %d", at), func(t *testing.T) {
-			origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if !strings.HasSuffix(r.URL.Path, ".zip") {
-					http.FileServer(http.Dir(s.dir)).ServeHTTP(w, r)
-					return
-				}
+			origin, _ := s.serve(func(w http.ResponseWriter, _ *http.Request) {
 				w.Header().Set("Content-Length", strconv.Itoa(len(bundle)))
 				_, _ = w.Write(bundle[:at])
 				_ = http.NewResponseController(w).Flush()
 				panic(http.ErrAbortHandler)
-			}))
-			defer origin.Close()
-			e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin.URL + "\n}\n"})
+			})
+			e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin + "\n}\n"})
 			e.Protocols(t, func(t *testing.T, c *edgetest.Client) {
 				_, address := offered(t, c)
 				r := c.Get(address)
@@ -190,18 +184,13 @@ func TestOriginBreaksOff(t *testing.T) {
 func TestUnsizedOrigin(t *testing.T) {
 	s := newSite(t)
 	bundle := s.publish("1.0.1", 100_000)
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasSuffix(r.URL.Path, ".zip") {
-			http.FileServer(http.Dir(s.dir)).ServeHTTP(w, r)
-			return
-		}
+	origin, _ := s.serve(func(w http.ResponseWriter, _ *http.Request) {
 		for part := bundle; len(part) > 0; part = part[10_000:] {
 			_, _ = w.Write(part[:10_000])
 			_ = http.NewResponseController(w).Flush()
 		}
-	}))
-	defer origin.Close()
-	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin.URL + "\n}\n"})
+	})
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin + "\n}\n"})
 	e.Protocols(t, func(t *testing.T, c *edgetest.Client) {
 		_, address := offered(t, c)
 		if r := c.Get(address); r.Status != 200 || r.Err != nil || !bytes.Equal(r.Body, bundle) {
@@ -218,15 +207,8 @@ func TestUnsizedOrigin(t *testing.T) {
 func TestNewKeyAsksTheOriginOnce(t *testing.T) {
 	s := newSite(t)
 	s.publish("1.0.1", 100)
-	var asked atomic.Int64
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/manifests/") {
-			asked.Add(1)
-		}
-		http.FileServer(http.Dir(s.dir)).ServeHTTP(w, r)
-	}))
-	defer origin.Close()
-	c := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin.URL + "\n}\n"}).Client(t)
+	origin, asked := s.serve(nil)
+	c := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin + "\n}\n"}).Client(t)
 	_, old := offered(t, c)
 	bundle := s.publish("1.0.2", 200)
 	if version, _ := offered(t, c); version != "1.0.1" {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"runtime"
 	"strings"
 	"sync"
@@ -19,17 +18,10 @@ import (
 func TestReloadUnderLoad(t *testing.T) {
 	s := newSite(t)
 	bundle := s.publish("1.0.1", 2<<20)
-	var asked atomic.Int64
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.HasPrefix(r.URL.Path, "/manifests/") {
-			asked.Add(1)
-		}
-		http.FileServer(http.Dir(s.dir)).ServeHTTP(w, r)
-	}))
-	defer origin.Close()
+	origin, asked := s.serve(nil)
 	config := func(i int) edgetest.Config {
 		// The settings change with each reload, so that Caddy really replaces everything.
-		return edgetest.Config{Site: fmt.Sprintf("capgo_edge {\n origin http %s\n manifests {\n fresh 10m\n negative %ds\n}\n}\n", origin.URL, i+1)}
+		return edgetest.Config{Site: fmt.Sprintf("capgo_edge {\n origin http %s\n manifests {\n fresh 10m\n negative %ds\n}\n}\n", origin, i+1)}
 	}
 	e := edgetest.New(t)
 	load(t, e, config(0))
@@ -97,20 +89,15 @@ func TestSlowDownloadAcrossReloads(t *testing.T) {
 	s := newSite(t)
 	bundle := s.publish("1.0.1", 4<<20)
 	started, release := make(chan struct{}), make(chan struct{})
-	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasSuffix(r.URL.Path, ".zip") {
-			http.FileServer(http.Dir(s.dir)).ServeHTTP(w, r)
-			return
-		}
+	origin, _ := s.serve(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(bundle)))
 		_, _ = w.Write(bundle[:1<<20])
 		_ = http.NewResponseController(w).Flush()
 		close(started)
 		<-release
 		_, _ = w.Write(bundle[1<<20:])
-	}))
-	defer origin.Close()
-	site := "capgo_edge {\n origin http " + origin.URL + "\n}\n"
+	})
+	site := "capgo_edge {\n origin http " + origin + "\n}\n"
 	e := edgetest.New(t)
 	load(t, e, edgetest.Config{Site: site})
 	c := e.Client(t)

@@ -6,7 +6,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
@@ -52,6 +55,25 @@ func manifestOf(app, version, key, checksum string) []byte {
 		panic(err) // it holds nothing that could fail
 	}
 	return doc
+}
+
+// serve runs a web server over the directory until the test ends, and counts the manifests it is asked for. zip answers
+// for bundles, if it is set.
+func (s *site) serve(zip http.HandlerFunc) (address string, asked *atomic.Int64) {
+	asked = new(atomic.Int64)
+	files := http.FileServer(http.Dir(s.dir))
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, "/manifests/") {
+			asked.Add(1)
+		}
+		if zip != nil && strings.HasSuffix(r.URL.Path, ".zip") {
+			zip(w, r)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	s.t.Cleanup(server.Close)
+	return server.URL, asked
 }
 
 // handler is a site's directive over the directory, with further options.
