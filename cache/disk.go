@@ -1,0 +1,599 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+)
+
+// Disk is the object store: whole objects in files, verified before they get a name, within a budget of bytes. What it
+// does not hold it fetches once, however many ask, and hands out while it comes in.
+type Disk struct {
+	files     Files
+	objects   string // directory of stored objects
+	fillsPath string // directory of unfinished ones
+	index     *index
+	small     *smallObjects
+	minFree   atomic.Int64
+	report    func(error)
+
+	reportDamage func(Key, error)
+	now       func() time.Time
+
+	ctx     context.Context // of the store's own work; ends with Close
+	cancel  context.CancelFunc
+	work    sync.WaitGroup
+	running sync.WaitGroup // fills
+
+	scanDone chan struct{}
+	scanTook atomic.Int64
+
+	scopesMu sync.RWMutex
+	scopes   map[string]uint32 // guarded by scopesMu, as the next; by directory name
+	dirs     []string          // directory names, by number
+
+	// publishing is held while a file gets its name or loses it, so that the index and the directory change together.
+	publishing sync.Mutex
+
+	mu       sync.Mutex
+	fills    map[objectID]*fill                      // guarded by mu, as all below
+	failures *simplelru.LRU[objectID, objectFailure] // why an object is not asked for again just now
+	closed   bool
+
+	fillNumber atomic.Uint64
+	health     health
+	counts     diskCounters
+}
+
+// DiskOptions configure a Disk.
+type DiskOptions struct {
+	Dir *Dir
+	// MaxBytes is the budget of stored objects and running fills.
+	MaxBytes int64
+	// MinFree is how many bytes of the disk are left to others. A fill that would go below is not stored.
+	MinFree int64
+	// Memory is the budget of small objects in memory.
+	Memory int64
+	// Report is told when the disk fails and, with nil, when it works again. It may be nil.
+	Report func(error)
+	// ReportDamage is told of a stored object that cannot be read, or is not what was stored. It is dropped and fetched
+	// anew. It may be nil.
+	ReportDamage func(key Key, err error)
+	// Files stands for the file system in tests. Default: that of the machine.
+	Files Files
+}
+
+// Expect says what an object must be.
+type Expect struct {
+	// Tag names the content. A stored object that was verified as another content is not served, but fetched anew. Empty:
+	// whatever is stored is right.
+	Tag string
+	// SHA256 is the digest of the object's bytes; nil if it is not known.
+	SHA256 *[sha256.Size]byte
+	// New makes what verifies the object in another way, from all of its bytes. It may be nil.
+	New func() Verifier
+}
+
+// Verifier judges an object.
+type Verifier interface {
+	Write(p []byte) (int, error)
+	// Verify says why the object is not the one expected. It is called once, at the end, whatever came before.
+	Verify() error
+}
+
+// verifies reports whether more than the length is verified.
+func (e *Expect) verifies() bool { return e.SHA256 != nil || e.New != nil }
+
+// Origin is where an object is fetched from. Its methods outlive the request it was made for.
+type Origin interface {
+	// Get opens the object from offset on, for length bytes at the most; 0 for all. With a pin it must still be the object
+	// described there. The error is ErrNotFound if there is none. At or behind the end it is no error, but no bytes.
+	Get(ctx context.Context, offset, length int64, pin Info) (*Part, error)
+	// Report is told how a fill ended, nil for well.
+	Report(err error)
+}
+
+// Part is an open object, from some offset on.
+type Part struct {
+	Info
+	Body io.ReadCloser
+}
+
+// Request asks for an object.
+type Request struct {
+	Key    Key
+	Expect Expect
+	Origin Origin
+	// Offset and Length tell which part is going to be read, as far as is known. Length 0 is all to the end.
+	Offset, Length int64
+}
+
+// Access says how an object was had.
+type Access uint8
+
+// The ways.
+const (
+	Hit       Access = iota // stored
+	HitMemory               // small, and in memory
+	Filled                  // this request had it fetched
+	Collapsed               // another one did, just before
+	Bypassed                // read from the origin for this request alone: the disk cannot take it
+	accesses
+)
+
+func (a Access) String() string {
+	return [...]string{"hit", "memory", "miss", "collapsed", "bypass"}[a]
+}
+
+// What Open answers besides ErrNotFound; any other error means that the origin could not be asked.
+var (
+	// ErrMismatch says that the origin's object is not the one expected.
+	ErrMismatch = errors.New("object is not the one expected")
+	// ErrChanged says that the origin's object changed while it was read.
+	ErrChanged = errors.New("object changed while it was read")
+	// ErrClosed says that the store is closed.
+	ErrClosed = errors.New("the object store is closed")
+
+	// errNotStorable says that an object can be had, but not kept.
+	errNotStorable = errors.New("the object cannot be kept")
+	errAbandoned   = errors.New("nobody waits for the object any more")
+)
+
+// objectFailure remembers why the last fill failed.
+type objectFailure struct {
+	until time.Time
+	count int
+	err   error
+}
+
+// How long an object that could not be had is not asked for again. A mismatch is somebody's mistake, which takes its time
+// to be put right; half to one and a half of the time, doubled with each failure.
+const (
+	notFoundFor    = 2 * time.Second
+	failedFor      = time.Second
+	mismatchFor    = 2 * time.Second
+	mismatchAtMost = 2 * time.Minute
+	notStorableFor = time.Second
+	maxFailures    = 1 << 16
+	touchEvery     = time.Hour // how often a file that is used is marked so
+	smallObject    = 256 << 10 // up to this size objects are kept in memory too
+)
+
+// OpenDisk opens the store in a directory. It returns at once and finds out behind the answers what is stored.
+func OpenDisk(o DiskOptions) (*Disk, error) {
+	d := &Disk{
+		files: o.Files, objects: filepath.Join(o.Dir.path, objectsDir), fillsPath: filepath.Join(o.Dir.path, fillsDir),
+		index: newIndex(o.MaxBytes), small: newSmallObjects(o.Memory), report: o.Report, reportDamage: o.ReportDamage, now: time.Now,
+		scanDone: make(chan struct{}), scopes: map[string]uint32{}, fills: map[objectID]*fill{},
+	}
+	if d.files == nil {
+		d.files = osFiles{}
+	}
+	if d.report == nil {
+		d.report = func(error) {}
+	}
+	if d.reportDamage == nil {
+		d.reportDamage = func(Key, error) {}
+	}
+	d.minFree.Store(o.MinFree)
+	var err error
+	if d.failures, err = simplelru.NewLRU[objectID, objectFailure](maxFailures, nil); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(d.files.RemoveAll(d.fillsPath), d.makeDirs()); err != nil {
+		return nil, err
+	}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.work.Go(func() { d.scan(d.ctx) })
+	d.work.Go(func() { d.watchHealth(d.ctx) })
+	return d, nil
+}
+
+func (d *Disk) makeDirs() error {
+	return errors.Join(d.files.MkdirAll(d.objects), d.files.MkdirAll(d.fillsPath))
+}
+
+// Retune changes the budgets.
+func (d *Disk) Retune(maxBytes, minFree, memory int64) {
+	d.minFree.Store(minFree)
+	d.small.retune(memory)
+	d.discard(d.index.retune(maxBytes))
+}
+
+// Close ends the store. Fills that somebody reads go on until the reader leaves, without being stored; everything else has
+// ended when it returns, so that the directory may be opened by another.
+func (d *Disk) Close() {
+	d.mu.Lock()
+	d.closed = true
+	fills := make([]*fill, 0, len(d.fills))
+	for _, f := range d.fills {
+		fills = append(fills, f)
+	}
+	d.mu.Unlock()
+	for _, f := range fills {
+		f.orphan()
+	}
+	d.publishing.Lock() // whoever publishes now has done so
+	d.cancel()
+	d.publishing.Unlock()
+	d.work.Wait()
+}
+
+// Wait returns when no fill runs any more.
+func (d *Disk) Wait() { d.running.Wait() }
+
+// id returns what stands for a key.
+func (d *Disk) id(key Key) objectID {
+	sum := sha256.Sum256([]byte(key.Name))
+	return objectID{d.scopeNumber(key.Scope), [16]byte(sum[:16])}
+}
+
+func (d *Disk) scopeNumber(scope string) uint32 { return d.scopeByDir(hashName(scope)) }
+
+func (d *Disk) scopeByDir(dir string) uint32 {
+	d.scopesMu.RLock()
+	n, ok := d.scopes[dir]
+	d.scopesMu.RUnlock()
+	if ok {
+		return n
+	}
+	d.scopesMu.Lock()
+	defer d.scopesMu.Unlock()
+	if n, ok := d.scopes[dir]; ok {
+		return n
+	}
+	n = uint32(len(d.dirs)) //nolint:gosec // as many as there are origins
+	d.scopes[dir] = n
+	d.dirs = append(d.dirs, dir)
+	return n
+}
+
+// path is where the object is stored.
+func (d *Disk) path(id objectID) string {
+	d.scopesMu.RLock()
+	defer d.scopesMu.RUnlock()
+	return objectPath(filepath.Join(d.objects, d.dirs[id.scope]), id)
+}
+
+// Open opens an object: from memory, from disk, or from a fill that it joins or starts. The context is that of the reader
+// alone; a fill goes on without it.
+func (d *Disk) Open(ctx context.Context, r *Request) (*Object, Access, error) {
+	o, access, err := d.open(ctx, r)
+	if err == nil {
+		d.counts.access[access].Add(1)
+	}
+	return o, access, err
+}
+
+func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
+	id := d.id(r.Key)
+	for {
+		if b, due := d.small.get(id, r.Expect.Tag, d.now()); b != nil {
+			if due {
+				d.touchSmall(id)
+			}
+			return &Object{d: d, ctx: ctx, request: *r, id: id, info: b.info, mem: b.data}, HitMemory, nil
+		}
+		o, err := d.openStored(ctx, id, r)
+		if o != nil || err != nil {
+			return o, Hit, err
+		}
+		f, access, err := d.join(id, r)
+		switch {
+		case errors.Is(err, errNotStorable):
+			return d.openBypass(ctx, id, r)
+		case err != nil:
+			return nil, access, err
+		case f == nil: // it was stored meanwhile
+			continue
+		}
+		o = &Object{d: d, ctx: ctx, request: *r, id: id, fill: f}
+		if o.info, err = f.awaitInfo(ctx); err == nil {
+			return o, access, nil
+		}
+		_ = o.Close() // closes nothing yet
+		if errors.Is(err, errNotStorable) {
+			return d.openBypass(ctx, id, r)
+		}
+		return nil, access, err
+	}
+}
+
+// openStored opens the object if it is stored. It returns nil if it is not, or cannot be read: then it is fetched.
+func (d *Disk) openStored(ctx context.Context, id objectID, r *Request) (*Object, error) {
+	e := d.index.get(id)
+	if e == nil && !d.index.isScanning() {
+		return nil, nil //nolint:nilnil // neither stored nor failed
+	}
+	path := d.path(id)
+	file, err := d.files.Open(path)
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+		return nil, err // which says nothing about the object
+	}
+	if err != nil {
+		d.missing(r, id, e, err)
+		return nil, nil //nolint:nilnil // likewise
+	}
+	e, err = d.recordOf(id, e, file, r.Key)
+	if err != nil {
+		d.drop(r, id, e, err)
+		return nil, file.Close()
+	}
+	if !e.record.is(&r.Expect) {
+		d.drop(r, id, e, nil)
+		return nil, file.Close()
+	}
+	d.touch(id, e, path)
+	o := &Object{d: d, ctx: ctx, request: *r, id: id, info: e.record.info(), file: file, entry: e}
+	if o.info.Size <= smallObject {
+		o.loadSmall()
+	}
+	return o, nil
+}
+
+// recordOf returns the entry with its record, which is read at first use. Before the scan has come to it, the entry is
+// made here.
+func (d *Disk) recordOf(id objectID, e *storedObject, file File, key Key) (*storedObject, error) {
+	if e != nil && e.record != nil {
+		return e, nil
+	}
+	stat, err := file.Stat()
+	if err != nil {
+		return e, err
+	}
+	record, err := readRecord(file, stat.Size())
+	if err != nil {
+		return e, err
+	}
+	if !record.of(key) {
+		return e, fmt.Errorf("%w: it belongs to another name", errDamaged)
+	}
+	next := &storedObject{size: charge(stat.Size()), used: stat.ModTime().Unix(), record: record}
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	if now := d.index.get(id); e == nil && now != nil { // the scan, or another request, was quicker
+		if now.record != nil {
+			return now, nil
+		}
+	}
+	if d.isClosed() {
+		return next, nil
+	}
+	d.index.add(id, next)
+	return next, nil
+}
+
+// is reports whether the stored object is what is expected.
+func (r *objectRecord) is(e *Expect) bool {
+	return e.Tag == "" || r.Tag == e.Tag
+}
+
+// missing notes that a file could not be opened. One that the index knows and is gone was taken away by somebody else.
+func (d *Disk) missing(r *Request, id objectID, e *storedObject, err error) {
+	if errors.Is(err, fs.ErrNotExist) {
+		if e != nil {
+			d.index.removeEntry(id, e)
+		}
+		return
+	}
+	d.drop(r, id, e, err)
+}
+
+// drop takes an object out of the store; err says why, unless it is only outdated.
+func (d *Disk) drop(r *Request, id objectID, e *storedObject, err error) {
+	if err != nil {
+		d.counts.damaged.Add(1)
+		d.reportDamage(r.Key, err)
+	}
+	if err != nil && !errors.Is(err, errDamaged) {
+		d.diskFailed(fmt.Errorf("reading a stored object: %w", err))
+	}
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	if e != nil && !d.index.removeEntry(id, e) || d.isClosed() {
+		return // it was replaced already
+	}
+	d.small.remove(id)
+	d.removeFile(id)
+}
+
+// discard removes the files of what has fallen out of the index.
+func (d *Disk) discard(victims []objectID) {
+	for _, id := range victims {
+		d.publishing.Lock()
+		if !d.index.has(id) && !d.isClosed() { // it may have been stored again
+			d.small.remove(id)
+			d.removeFile(id)
+			d.counts.evicted.Add(1)
+		}
+		d.publishing.Unlock()
+	}
+}
+
+func (d *Disk) removeFile(id objectID) {
+	if err := d.files.Remove(d.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.diskFailed(err)
+	}
+}
+
+func (d *Disk) isClosed() bool { return d.ctx.Err() != nil }
+
+// touch marks a stored object as used, on disk now and then, so that a restart knows what is old.
+func (d *Disk) touch(id objectID, e *storedObject, path string) {
+	now := d.now()
+	d.index.mu.Lock()
+	due := now.Sub(time.Unix(e.used, 0)) > touchEvery
+	if due {
+		e.used = now.Unix()
+	}
+	d.index.mu.Unlock()
+	if due {
+		if err := d.files.Touch(path, now); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			d.diskFailed(err)
+		}
+	}
+}
+
+// Stored reports whether the object is stored, and the one expected.
+func (d *Disk) Stored(r *Request) bool {
+	id := d.id(r.Key)
+	o, err := d.openStored(context.Background(), id, r)
+	if o == nil || err != nil {
+		return false
+	}
+	return o.Close() == nil
+}
+
+// Fetch has the object stored, without reading it. It returns when that is done.
+func (d *Disk) Fetch(ctx context.Context, r *Request) error {
+	for !d.Stored(r) {
+		f, _, err := d.join(d.id(r.Key), r)
+		if err != nil {
+			return err
+		}
+		if f == nil {
+			continue
+		}
+		err = f.awaitEnd(ctx)
+		f.leave()
+		if err != nil {
+			return err
+		}
+		if !f.stored() {
+			return errNotStorable
+		}
+	}
+	return nil
+}
+
+// Prefer has the store keep these objects in preference to others. It replaces what was said for the group before.
+func (d *Disk) Prefer(group Key, keys []Key) {
+	ids := make([]objectID, len(keys))
+	for i, key := range keys {
+		ids[i] = d.id(key)
+	}
+	d.index.prefer(group, ids)
+}
+
+// join returns the running fill of an object, or starts one. The caller must leave it. It returns no fill if the object
+// was stored meanwhile.
+func (d *Disk) join(id objectID, r *Request) (*fill, Access, error) {
+	for {
+		d.mu.Lock()
+		if d.closed {
+			d.mu.Unlock()
+			return nil, 0, ErrClosed
+		}
+		f := d.fills[id]
+		switch {
+		case f != nil && f.expect.Tag == r.Expect.Tag:
+			f.enter()
+			d.mu.Unlock()
+			return f, Collapsed, nil
+		case f != nil: // of another content under the same name: one after the other
+			d.mu.Unlock()
+			<-f.ended
+			continue
+		case d.index.has(id):
+			d.mu.Unlock()
+			return nil, Hit, nil
+		}
+		if last, ok := d.failures.Get(id); ok && d.now().Before(last.until) {
+			d.mu.Unlock()
+			return nil, 0, last.err
+		}
+		f = newFill(d, id, r)
+		f.enter()
+		d.fills[id] = f
+		d.running.Go(f.run)
+		d.mu.Unlock()
+		d.counts.fills.Add(1)
+		return f, Filled, nil
+	}
+}
+
+// ended notes how a fill ended. From now on the object is found in the index, or asked for anew.
+func (d *Disk) ended(f *fill, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.fills[f.id] != f { // purged
+		return
+	}
+	delete(d.fills, f.id)
+	switch {
+	case err == nil:
+		d.failures.Remove(f.id)
+	case errors.Is(err, errAbandoned), errors.Is(err, ErrClosed):
+	default:
+		last, _ := d.failures.Get(f.id)
+		next := objectFailure{count: last.count + 1, err: err}
+		next.until = d.now().Add(retryAfter(err, last.count))
+		d.failures.Add(f.id, next)
+	}
+}
+
+func retryAfter(err error, failures int) time.Duration {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return notFoundFor
+	case errors.Is(err, errNotStorable):
+		return notStorableFor
+	case errors.Is(err, ErrMismatch):
+		return jitter(min(mismatchFor<<min(failures, 10), mismatchAtMost))
+	default:
+		return failedFor
+	}
+}
+
+// Purge drops what is stored of a scope, or one object of it if name is not empty. Fills that run go on for those who
+// read them, but are not stored.
+func (d *Disk) Purge(scope, name string) (objects int, bytes int64) {
+	number := d.scopeNumber(scope)
+	d.mu.Lock()
+	for id, f := range d.fills {
+		if id.scope == number && (name == "" || id == d.id(Key{scope, name})) {
+			f.outdated.Store(true)
+			delete(d.fills, id)
+		}
+	}
+	d.mu.Unlock()
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	if name != "" {
+		return d.purgeOne(d.id(Key{scope, name}))
+	}
+	removed, bytes := d.index.removeScope(number)
+	d.small.clear()
+	d.scopesMu.RLock()
+	dir := filepath.Join(d.objects, d.dirs[number])
+	d.scopesMu.RUnlock()
+	// Under another name it is out of the way at once, however many files it has.
+	trash := filepath.Join(d.fillsPath, fmt.Sprintf("purged-%d", d.fillNumber.Add(1)))
+	err := d.files.Rename(dir, trash)
+	if err == nil {
+		err = d.files.RemoveAll(trash)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.diskFailed(err)
+	}
+	return len(removed), bytes
+}
+
+func (d *Disk) purgeOne(id objectID) (objects int, bytes int64) {
+	if e := d.index.get(id); e != nil && d.index.remove(id) {
+		objects, bytes = 1, e.size
+	}
+	d.small.remove(id)
+	d.removeFile(id)
+	return objects, bytes
+}

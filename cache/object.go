@@ -1,0 +1,541 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// Object is an open object: an io.ReadSeekCloser over memory, a stored file, a fill, or the origin itself. What it reads
+// from may change on the way, for example when the disk fails, without its reader seeing more than a pause.
+//
+// It is for one goroutine and one request.
+type Object struct {
+	d       *Disk
+	ctx     context.Context //nolint:containedctx // an Object lives within one request, as a request's body does
+	request Request
+	id      objectID
+	info    Info
+	offset  int64
+	err     error
+
+	// One of these is what it reads from.
+	mem    []byte
+	file   File
+	entry  *storedObject // of file
+	fill   *fill
+	direct *directRead
+
+	own     *os.File // its own descriptor of file or of the fill's file, whose position is ownAt; nil until needed
+	ownAt   int64
+	noOwn   bool
+	sized   bool // Seek has told the size
+	waited  bool // a range has waited for the size already
+	far     bool // direct counts as a far read of fill
+	scratch []byte
+}
+
+// directRead is a body read from the origin for this object alone.
+type directRead struct {
+	body io.ReadCloser
+	at   int64
+}
+
+// sizeWait is how long a range waits for the size of an object whose origin does not tell it.
+const sizeWait = 30 * time.Second
+
+// Info tells what the object is. Its Size is -1 while it is not known.
+func (o *Object) Info() Info { return o.info }
+
+// Err says why a Read ended before the end of the object; nil if none did. It is never the fault of the reader.
+func (o *Object) Err() error { return o.err }
+
+// openBypass opens an object that cannot be kept, for one reader.
+func (d *Disk) openBypass(ctx context.Context, id objectID, r *Request) (*Object, Access, error) {
+	part, err := r.Origin.Get(ctx, r.Offset, r.Length, Info{})
+	if err != nil {
+		return nil, Bypassed, err
+	}
+	o := &Object{d: d, ctx: ctx, request: *r, id: id, info: part.Info}
+	o.setDirect(part, r.Offset)
+	return o, Bypassed, nil
+}
+
+// setDirect reads on from part. A whole object is verified on the way, as far as that is possible.
+func (o *Object) setDirect(part *Part, at int64) {
+	body := part.Body
+	if at == 0 && o.offset == 0 && o.request.Length == 0 && o.request.Expect.verifies() {
+		body = newHeldBody(body, part.Size, &o.request.Expect)
+	}
+	o.direct = &directRead{body, at}
+}
+
+// AwaitSize returns once the size is known. It waits for a while if the origin does not tell it.
+func (o *Object) AwaitSize() error {
+	if o.info.Size >= 0 || o.fill == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(o.ctx, sizeWait)
+	defer cancel()
+	err := o.fill.await(ctx, func() bool { return o.fill.over })
+	if err == nil {
+		err = o.fill.awaitEndOfBytes()
+	}
+	o.info.Size = o.fill.total.Load()
+	return err
+}
+
+// awaitEndOfBytes is the error of a fill that is over.
+func (f *fill) awaitEndOfBytes() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
+}
+
+// Await returns once the byte at offset can be read, or with the reason why it never will. It lets a request be answered
+// with an error while nothing else was said yet.
+func (o *Object) Await(offset int64) error {
+	if o.fill == nil || o.direct != nil {
+		return nil
+	}
+	if o.info.Size == 0 {
+		return o.fill.awaitEndOrError(o.ctx)
+	}
+	if o.info.Size > 0 && offset >= o.info.Size {
+		return nil
+	}
+	o.offset = offset
+	_, err := o.next(1)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
+}
+
+func (f *fill) awaitEndOrError(ctx context.Context) error {
+	if err := f.await(ctx, func() bool { return f.over }); err != nil {
+		return err
+	}
+	return f.awaitEndOfBytes()
+}
+
+// Seek implements io.Seeker. It costs nothing until the next Read.
+func (o *Object) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += o.offset
+	case io.SeekEnd:
+		if o.info.Size < 0 {
+			return 0, errors.New("the size of the object is not known yet")
+		}
+		offset += o.info.Size
+	}
+	if offset < 0 {
+		return 0, errors.New("seek before the start of the object")
+	}
+	o.offset = offset
+	return offset, nil
+}
+
+// Close implements io.Closer.
+func (o *Object) Close() error {
+	var errs []error
+	if o.own != nil {
+		errs = append(errs, o.own.Close())
+	}
+	o.closeDirect()
+	if o.file != nil {
+		errs = append(errs, o.file.Close())
+	}
+	if o.fill != nil {
+		o.fill.leave()
+	}
+	o.own, o.file, o.fill = nil, nil, nil
+	if o.err == nil {
+		o.err = os.ErrClosed
+	}
+	return errors.Join(errs...)
+}
+
+// source says where the next bytes are.
+type source int
+
+const (
+	inMemory source = iota // chunk.data
+	inFile                 // at the object's offset
+	inBody                 // o.direct
+)
+
+// chunk is some bytes that can be had now.
+type chunk struct {
+	from source
+	data []byte
+	size int64
+}
+
+// next waits for the bytes at the object's offset and says where they are: at least one, at most most.
+func (o *Object) next(most int64) (chunk, error) {
+	if o.err != nil {
+		return chunk{}, o.err
+	}
+	c, err := o.find(most)
+	if err != nil && !errors.Is(err, io.EOF) && o.ctx.Err() == nil {
+		o.err = err
+	}
+	return c, err
+}
+
+func (o *Object) find(most int64) (chunk, error) {
+	left := most
+	if o.info.Size >= 0 {
+		if left = min(most, o.info.Size-o.offset); left <= 0 {
+			return chunk{}, io.EOF
+		}
+	}
+	switch {
+	case o.mem != nil:
+		return chunk{inMemory, o.mem[o.offset : o.offset+left], left}, nil
+	case o.file != nil:
+		return chunk{from: inFile, size: left}, nil
+	case o.fill != nil:
+		return o.findInFill(left)
+	default:
+		return o.findDirect(left)
+	}
+}
+
+func (o *Object) findInFill(left int64) (chunk, error) {
+	f := o.fill
+	if o.offset >= f.visible.Load() {
+		if c, ok, err := o.findFar(left); ok || err != nil {
+			return c, err
+		}
+		err := f.awaitByte(o.ctx, o.offset)
+		if errors.Is(err, errNotStorable) {
+			return o.findDirect(left)
+		}
+		if err != nil {
+			return chunk{}, err
+		}
+	}
+	o.closeDirect()
+	size := min(left, f.visible.Load()-o.offset)
+	if mem := f.mem; mem != nil {
+		return chunk{inMemory, mem[o.offset : o.offset+size], size}, nil
+	}
+	return chunk{from: inFile, size: size}, nil
+}
+
+// findFar reads from the origin what is far ahead of the fill. Not so the end of the object: that is held back until the
+// whole was verified, from everybody.
+func (o *Object) findFar(left int64) (c chunk, ok bool, err error) {
+	f := o.fill
+	ahead := o.offset - f.visible.Load()
+	left = min(left, o.info.Size-heldBack-o.offset)
+	if o.info.Size < 0 || left <= 0 || o.direct == nil && ahead < farAhead {
+		return chunk{}, false, nil
+	}
+	if o.direct == nil {
+		if !f.enterFar() {
+			return chunk{}, false, nil
+		}
+		o.far = true
+	}
+	c, err = o.findDirect(left)
+	return c, err == nil, err
+}
+
+// findDirect opens the origin at the object's offset, unless it stands there.
+func (o *Object) findDirect(left int64) (chunk, error) {
+	if o.direct != nil && o.direct.at == o.offset {
+		return chunk{from: inBody, size: left}, nil
+	}
+	far := o.far
+	o.far = false // closing must not give it back
+	o.closeDirect()
+	o.far = far
+	part, err := o.request.Origin.Get(o.ctx, o.offset, o.lengthFrom(o.offset), o.info)
+	if err != nil {
+		return chunk{}, err
+	}
+	if err := samePart(part.Info, o.info); err != nil {
+		return chunk{}, errors.Join(err, part.Body.Close())
+	}
+	o.setDirect(part, o.offset)
+	return chunk{from: inBody, size: left}, nil
+}
+
+// lengthFrom is how much the request will read from offset on, as far as is known.
+func (o *Object) lengthFrom(offset int64) int64 {
+	end := o.request.Offset + o.request.Length
+	if o.request.Length == 0 || offset < o.request.Offset || offset >= end {
+		return 0
+	}
+	return end - offset
+}
+
+func (o *Object) closeDirect() {
+	if o.direct != nil {
+		_ = o.direct.body.Close() // only read from
+		o.direct = nil
+	}
+	if o.far {
+		o.far = false
+		o.fill.leaveFar()
+	}
+}
+
+// Read implements io.Reader.
+func (o *Object) Read(p []byte) (int, error) {
+	for {
+		c, err := o.next(int64(len(p)))
+		if err != nil {
+			return 0, err
+		}
+		n, again, err := o.readChunk(c, p)
+		o.offset += int64(n)
+		if n > 0 || err != nil || !again {
+			return n, err
+		}
+	}
+}
+
+// readChunk reads some of c. again is true if it failed in a way that something else makes good.
+func (o *Object) readChunk(c chunk, p []byte) (n int, again bool, err error) {
+	switch c.from {
+	case inMemory:
+		return copy(p, c.data), false, nil
+	case inBody:
+		n, err = o.direct.body.Read(p[:min(int64(len(p)), c.size)])
+		o.direct.at += int64(n)
+		if errors.Is(err, io.EOF) {
+			err = o.endOfBody(n)
+		}
+		return n, n == 0, o.fail(err)
+	default:
+		n, err = o.readerAt().ReadAt(p[:min(int64(len(p)), c.size)], o.offset)
+		if err != nil && n == 0 {
+			return 0, true, o.fail(o.fallBack(err))
+		}
+		return n, false, nil
+	}
+}
+
+// endOfBody judges the end of a body from the origin.
+func (o *Object) endOfBody(n int) error {
+	at := o.offset + int64(n)
+	switch {
+	case o.info.Size < 0: // which is known now
+		o.info.Size = at
+		return nil
+	case at >= o.info.Size || o.lengthFrom(at) == 0 && o.request.Length > 0:
+		return nil
+	}
+	return fmt.Errorf("the object ends %d bytes early", o.info.Size-at)
+}
+
+func (o *Object) fail(err error) error {
+	if err != nil && o.ctx.Err() == nil {
+		o.err = err
+	}
+	return err
+}
+
+func (o *Object) readerAt() io.ReaderAt {
+	if o.file != nil {
+		return o.file
+	}
+	return o.fill.file
+}
+
+// fallBack goes on elsewhere after the disk failed to give what it holds: a stored object is fetched anew, and what a fill
+// holds is read from the origin.
+func (o *Object) fallBack(cause error) error {
+	if o.own != nil {
+		_ = o.own.Close()
+		o.own = nil
+	}
+	o.noOwn = true
+	if o.fill != nil {
+		o.d.diskFailed(fmt.Errorf("reading an object that is being stored: %w", cause))
+		o.fill.leave()
+		o.fill = nil
+		return nil
+	}
+	o.d.drop(&o.request, o.id, o.entry, cause)
+	err := o.file.Close()
+	o.file = nil
+	f, _, joinErr := o.d.join(o.id, &o.request)
+	switch {
+	case joinErr != nil || f == nil: // the origin is asked for the rest
+		return nil //nolint:nilerr // it may well answer
+	case err != nil:
+		f.leave()
+		return err
+	}
+	o.fill = f
+	info, err := f.awaitInfo(o.ctx)
+	if errors.Is(err, errNotStorable) {
+		o.fill = nil
+		f.leave()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return samePart(info, o.info)
+}
+
+// Sink takes the bytes of an object.
+type Sink interface {
+	io.Writer
+	// SendFile sends n bytes of f from its current position on. It reports false if it cannot do that better than Write,
+	// and has sent nothing then.
+	SendFile(f *os.File, n int64) (sent int64, ok bool, err error)
+}
+
+// copyBuffers are only held while bytes are on their way: a thousand phones that wait for a fill hold none.
+var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+
+// CopyN copies n bytes to w, as io.CopyN does, without passing them through this process where the system can.
+func (o *Object) CopyN(w Sink, n int64) (int64, error) {
+	var sent int64
+	for sent < n {
+		c, err := o.next(n - sent)
+		if err != nil {
+			return sent, err
+		}
+		m, err := o.deliver(w, c)
+		sent += m
+		if err != nil {
+			return sent, err
+		}
+	}
+	return sent, nil
+}
+
+func (o *Object) deliver(w Sink, c chunk) (int64, error) {
+	if c.from == inMemory {
+		n, err := w.Write(c.data)
+		o.offset += int64(n)
+		return int64(n), err
+	}
+	if c.from == inFile {
+		if f := o.descriptor(); f != nil {
+			if n, ok, err := o.sendFile(w, f, c.size); ok {
+				return n, err
+			}
+		}
+	}
+	buf, _ := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	var sent int64
+	for sent < c.size { // the chunk is there, so the buffer is not held for long
+		n, err := o.Read((*buf)[:min(int64(len(*buf)), c.size-sent)])
+		if err != nil {
+			return sent, err
+		}
+		m, err := w.Write((*buf)[:n])
+		sent += int64(m)
+		if err != nil {
+			return sent, err
+		}
+	}
+	return sent, nil
+}
+
+// sendFile sends from a file. Whether it was the file or the client that failed only reading it again tells.
+func (o *Object) sendFile(w Sink, f *os.File, size int64) (int64, bool, error) {
+	n, ok, err := w.SendFile(f, size)
+	if !ok {
+		o.noOwn = true
+		return 0, false, nil
+	}
+	o.offset += n
+	o.ownAt += n
+	if err == nil && n == size {
+		return n, true, nil
+	}
+	var probe [1]byte
+	if _, readErr := o.readerAt().ReadAt(probe[:], o.offset); readErr != nil {
+		return n, true, o.fail(o.fallBack(readErr))
+	}
+	if err == nil {
+		err = io.ErrShortWrite
+	}
+	return n, true, err
+}
+
+// descriptor returns a file of its own at the object's offset, or nil if there is none to be had.
+func (o *Object) descriptor() *os.File {
+	if o.noOwn {
+		return nil
+	}
+	if o.own == nil {
+		if f, ok := o.file.(*os.File); ok {
+			return o.positioned(f)
+		}
+		o.own = o.fill.open()
+		if o.own == nil {
+			o.noOwn = true
+			return nil
+		}
+		o.ownAt = 0
+	}
+	return o.positioned(o.own)
+}
+
+func (o *Object) positioned(f *os.File) *os.File {
+	if o.ownAt == o.offset {
+		return f
+	}
+	if _, err := f.Seek(o.offset, io.SeekStart); err != nil {
+		o.noOwn = true
+		return nil
+	}
+	o.ownAt = o.offset
+	return f
+}
+
+// open opens the file of the fill for one reader, if it is one of the system's.
+func (f *fill) open() *os.File {
+	if f == nil {
+		return nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	path := f.path
+	if f.isStored {
+		path = f.d.path(f.id)
+	}
+	if _, ok := f.file.(*os.File); !ok || path == "" {
+		return nil
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	return file
+}
+
+// loadSmall reads a small stored object into memory, if it is what its record says.
+func (o *Object) loadSmall() {
+	data := make([]byte, o.info.Size)
+	_, err := o.file.ReadAt(data, 0)
+	if err == nil || errors.Is(err, io.EOF) {
+		if sum := sha256.Sum256(data); fmt.Sprintf("%x", sum) == o.entry.record.SHA256 {
+			o.d.small.add(&smallEntry{
+				id: o.id, info: o.info, tag: o.entry.record.Tag, data: data, touched: o.d.now().Unix(),
+			})
+			o.mem = data
+			return
+		}
+		err = fmt.Errorf("%w: its SHA-256 differs", errDamaged)
+	}
+	_ = o.fallBack(err)
+}

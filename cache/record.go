@@ -1,0 +1,104 @@
+package cache
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"time"
+)
+
+// Info describes an object.
+type Info struct {
+	Size     int64     // -1 while it is not known
+	ETag     string    // as the origin gave it, for the same origin
+	Modified time.Time // as the origin gave it
+}
+
+// objectRecord is the last line of a stored object's file. Content comes first, so that it begins where the file does and
+// the file of a fill only ever grows.
+//
+//	content | record as JSON | its length, 4 bytes | its CRC-32, 4 bytes | recordMagic
+type objectRecord struct {
+	Format   int       `json:"format"`
+	Scope    string    `json:"scope"`
+	Name     string    `json:"name"`
+	Size     int64     `json:"size"`
+	ETag     string    `json:"etag,omitempty"`
+	Modified time.Time `json:"modified,omitzero"`
+	SHA256   string    `json:"sha256"`        // of the content
+	Tag      string    `json:"tag,omitempty"` // what it was verified to be, Expect.Tag
+}
+
+const (
+	objectFormat = 1
+	recordMagic  = "capgoobj"
+	footerSize   = 8 + int64(len(recordMagic))
+	maxRecord    = 64 << 10
+)
+
+var errDamaged = errors.New("the stored object is damaged")
+
+// of reports whether the record is that of key.
+func (r *objectRecord) of(key Key) bool { return r.Scope == key.Scope && r.Name == key.Name }
+
+func (r *objectRecord) info() Info { return Info{Size: r.Size, ETag: r.ETag, Modified: r.Modified} }
+
+// encode returns what follows the content.
+func (r *objectRecord) encode() ([]byte, error) {
+	text, err := json.Marshal(r)
+	if err != nil {
+		return nil, err
+	}
+	sum := crc32.ChecksumIEEE(text)
+	text = binary.BigEndian.AppendUint32(text, uint32(len(text))) //nolint:gosec // names are short
+	text = binary.BigEndian.AppendUint32(text, sum)
+	return append(text, recordMagic...), nil
+}
+
+// readRecord reads the record of an open file of the given size.
+func readRecord(f File, size int64) (*objectRecord, error) {
+	tail := make([]byte, min(size, 1024)) // most records fit
+	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil {
+		return nil, err
+	}
+	length, sum, ok := footer(tail)
+	if !ok || length+footerSize > size {
+		return nil, fmt.Errorf("%w: it has no record", errDamaged)
+	}
+	if length+footerSize > int64(len(tail)) {
+		tail = make([]byte, length+footerSize)
+		if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil {
+			return nil, err
+		}
+	}
+	text := tail[int64(len(tail))-length-footerSize : int64(len(tail))-footerSize]
+	if crc32.ChecksumIEEE(text) != sum {
+		return nil, fmt.Errorf("%w: its record is", errDamaged)
+	}
+	return parseRecord(text, size-length-footerSize)
+}
+
+func footer(tail []byte) (length int64, sum uint32, ok bool) {
+	if int64(len(tail)) < footerSize || string(tail[len(tail)-len(recordMagic):]) != recordMagic {
+		return 0, 0, false
+	}
+	tail = tail[int64(len(tail))-footerSize:]
+	length = int64(binary.BigEndian.Uint32(tail))
+	return length, binary.BigEndian.Uint32(tail[4:]), length <= maxRecord
+}
+
+func parseRecord(text []byte, size int64) (*objectRecord, error) {
+	r := new(objectRecord)
+	if err := json.Unmarshal(text, r); err != nil {
+		return nil, fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	switch {
+	case r.Format != objectFormat:
+		return nil, fmt.Errorf("%w: its record has format %d, this version reads %d", errDamaged, r.Format, objectFormat)
+	case r.Size != size:
+		return nil, fmt.Errorf("%w: it has %d bytes, its record tells %d", errDamaged, size, r.Size)
+	}
+	return r, nil
+}
