@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -28,7 +29,7 @@ type Disk struct {
 	report    func(error)
 
 	reportDamage func(Key, error)
-	now       func() time.Time
+	now          func() time.Time
 
 	ctx     context.Context // of the store's own work; ends with Close
 	cancel  context.CancelFunc
@@ -73,15 +74,25 @@ type DiskOptions struct {
 	Files Files
 }
 
-// Expect says what an object must be.
+// DigestOf says what a digest covers.
+type DigestOf uint8
+
+// What a digest covers.
+const (
+	NoDigest      DigestOf = iota // nothing is known of the content
+	StoredDigest                  // the object's bytes
+	DecodedDigest                 // what Expect.New's verifier makes of them
+)
+
+// Expect says what an object must be. A stored object that was verified as another content is not served, but fetched
+// anew; where nothing is known, whatever is stored is right.
 type Expect struct {
-	// Tag names the content. A stored object that was verified as another content is not served, but fetched anew. Empty:
-	// whatever is stored is right.
-	Tag string
-	// SHA256 is the digest of the object's bytes; nil if it is not known.
-	SHA256 *[sha256.Size]byte
-	// New makes what verifies the object in another way, from all of its bytes. It may be nil.
-	New func() Verifier
+	Covers DigestOf
+	SHA256 [sha256.Size]byte
+	// Size is the size of the decoded content, for DecodedDigest; 0 if it is not known.
+	Size int64
+	// New makes what verifies a DecodedDigest.
+	New func(e *Expect) Verifier
 }
 
 // Verifier judges an object.
@@ -91,8 +102,34 @@ type Verifier interface {
 	Verify() error
 }
 
-// verifies reports whether more than the length is verified.
-func (e *Expect) verifies() bool { return e.SHA256 != nil || e.New != nil }
+// same reports whether two expectations are of the same content.
+func (e *Expect) same(other *Expect) bool {
+	return e.Covers == other.Covers && e.SHA256 == other.SHA256
+}
+
+// admits reports whether content that was verified as v may be served.
+func (e *Expect) admits(v *Expect) bool { return e.Covers == NoDigest || e.same(v) }
+
+// verifier is what judges the decoded content, or nil.
+func (e *Expect) verifier() Verifier {
+	if e.Covers != DecodedDigest {
+		return nil
+	}
+	return e.New(e)
+}
+
+// judge says why the bytes with the given digest are not the ones expected.
+func (e *Expect) judge(digest []byte, v Verifier) error {
+	if e.Covers == StoredDigest && !bytes.Equal(digest, e.SHA256[:]) {
+		return fmt.Errorf("%w: its SHA-256 is %x, the manifest says %x", ErrMismatch, digest, e.SHA256)
+	}
+	if v != nil {
+		if err := v.Verify(); err != nil {
+			return fmt.Errorf("%w: %w", ErrMismatch, err)
+		}
+	}
+	return nil
+}
 
 // Origin is where an object is fetched from. Its methods outlive the request it was made for.
 type Origin interface {
@@ -278,7 +315,7 @@ func (d *Disk) Open(ctx context.Context, r *Request) (*Object, Access, error) {
 func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
 	id := d.id(r.Key)
 	for {
-		if b, due := d.small.get(id, r.Expect.Tag, d.now()); b != nil {
+		if b, due := d.small.get(id, &r.Expect, d.now()); b != nil {
 			if due {
 				d.touchSmall(id)
 			}
@@ -329,7 +366,7 @@ func (d *Disk) openStored(ctx context.Context, id objectID, r *Request) (*Object
 		d.drop(r, id, e, err)
 		return nil, file.Close()
 	}
-	if !e.record.is(&r.Expect) {
+	if !r.Expect.admits(&e.record.verified) {
 		d.drop(r, id, e, nil)
 		return nil, file.Close()
 	}
@@ -371,11 +408,6 @@ func (d *Disk) recordOf(id objectID, e *storedObject, file File, key Key) (*stor
 	}
 	d.index.add(id, next)
 	return next, nil
-}
-
-// is reports whether the stored object is what is expected.
-func (r *objectRecord) is(e *Expect) bool {
-	return e.Tag == "" || r.Tag == e.Tag
 }
 
 // missing notes that a file could not be opened. One that the index knows and is gone was taken away by somebody else.
@@ -496,7 +528,7 @@ func (d *Disk) join(id objectID, r *Request) (*fill, Access, error) {
 		}
 		f := d.fills[id]
 		switch {
-		case f != nil && f.expect.Tag == r.Expect.Tag:
+		case f != nil && f.expect.same(&r.Expect):
 			f.enter()
 			d.mu.Unlock()
 			return f, Collapsed, nil

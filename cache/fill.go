@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -80,9 +79,7 @@ func newFill(d *Disk, id objectID, r *Request) *fill {
 	}
 	f.total.Store(-1)
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
-	if r.Expect.New != nil {
-		f.verifier = r.Expect.New()
-	}
+	f.verifier = r.Expect.verifier()
 	return f
 }
 
@@ -147,7 +144,7 @@ func isCut(err error) bool { return errors.As(err, new(cutError)) }
 
 func (f *fill) resume(cut error) error {
 	pin := f.pin()
-	if pin.ETag == "" && pin.Modified.IsZero() && !f.expect.verifies() {
+	if pin.ETag == "" && pin.Modified.IsZero() && f.expect.Covers == NoDigest {
 		return fmt.Errorf("%w; the origin gives neither ETag nor Last-Modified, so it cannot be resumed", cut)
 	}
 	part, err := f.origin.Get(f.ctx, f.written, 0, pin)
@@ -333,20 +330,13 @@ func (f *fill) keep(p []byte) error {
 
 // verify judges the whole object.
 func (f *fill) verify() error {
-	if f.expect.SHA256 != nil {
-		if got := f.digest.Sum(nil); !bytes.Equal(got, f.expect.SHA256[:]) {
-			f.d.counts.mismatches.Add(1)
-			return fmt.Errorf("%w: its SHA-256 is %x, the manifest says %x", ErrMismatch, got, *f.expect.SHA256)
-		}
+	v := f.verifier
+	f.verifier = nil
+	err := f.expect.judge(f.digest.Sum(nil), v)
+	if err != nil {
+		f.d.counts.mismatches.Add(1)
 	}
-	if v := f.verifier; v != nil {
-		f.verifier = nil
-		if err := v.Verify(); err != nil {
-			f.d.counts.mismatches.Add(1)
-			return fmt.Errorf("%w: %w", ErrMismatch, err)
-		}
-	}
-	return nil
+	return err
 }
 
 // release lets readers have the end of the object, or tells them why there is none.
@@ -369,7 +359,7 @@ func (f *fill) store() error {
 	}
 	record := &objectRecord{
 		Format: objectFormat, Scope: f.key.Scope, Name: f.key.Name, Size: f.written,
-		ETag: f.info.ETag, Modified: f.info.Modified, SHA256: hex.EncodeToString(f.digest.Sum(nil)), Tag: f.expect.Tag,
+		ETag: f.info.ETag, Modified: f.info.Modified, SHA256: hex.EncodeToString(f.digest.Sum(nil)), Verified: f.expect.text(), verified: f.expect,
 	}
 	tail, err := record.encode()
 	if err != nil {
@@ -392,20 +382,27 @@ func (f *fill) store() error {
 	if err := f.file.Sync(); err != nil {
 		return f.storeInMemory(f.diskFailed(err))
 	}
-	return f.publish(record, size)
+	if err := f.publish(record, size); err != nil {
+		return f.storeInMemory(f.diskFailed(err))
+	}
+	return nil
 }
 
 // storeInMemory keeps a small object at least there while the disk cannot take it.
 func (f *fill) storeInMemory(err error) error {
-	if f.mem != nil && !f.outdated.Load() {
-		f.d.small.add(f.small())
-		return nil
+	if f.mem == nil {
+		return err
 	}
-	return err
+	f.d.publishing.Lock()
+	defer f.d.publishing.Unlock()
+	if !f.outdated.Load() {
+		f.d.small.add(f.small())
+	}
+	return nil
 }
 
 func (f *fill) small() *smallEntry {
-	return &smallEntry{id: f.id, info: f.info, tag: f.expect.Tag, data: f.mem}
+	return &smallEntry{id: f.id, info: f.info, expect: f.expect, data: f.mem}
 }
 
 // writeSmall writes an object that was held in memory.
@@ -438,7 +435,7 @@ func (f *fill) publish(record *objectRecord, size int64) error {
 		}
 	}
 	if err != nil {
-		return f.storeInMemory(f.diskFailed(err))
+		return err
 	}
 	d.index.unreserve(f.reserved)
 	f.reserved = 0

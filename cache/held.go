@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -24,11 +23,7 @@ type heldBody struct {
 }
 
 func newHeldBody(body io.ReadCloser, size int64, expect *Expect) *heldBody {
-	h := &heldBody{body: body, size: size, expect: expect, digest: sha256.New()}
-	if expect.New != nil {
-		h.verifier = expect.New()
-	}
-	return h
+	return &heldBody{body: body, size: size, expect: expect, digest: sha256.New(), verifier: expect.verifier()}
 }
 
 func (h *heldBody) Read(p []byte) (int, error) {
@@ -81,16 +76,10 @@ func (h *heldBody) more() {
 
 // verify returns io.EOF if the object is the one expected.
 func (h *heldBody) verify() error {
-	if want := h.expect.SHA256; want != nil {
-		if got := h.digest.Sum(nil); !bytes.Equal(got, want[:]) {
-			return fmt.Errorf("%w: its SHA-256 is %x, the manifest says %x", ErrMismatch, got, *want)
-		}
-	}
-	if v := h.verifier; v != nil {
-		h.verifier = nil
-		if err := v.Verify(); err != nil {
-			return fmt.Errorf("%w: %w", ErrMismatch, err)
-		}
+	v := h.verifier
+	h.verifier = nil
+	if err := h.expect.judge(h.digest.Sum(nil), v); err != nil {
+		return err
 	}
 	return io.EOF
 }

@@ -69,7 +69,7 @@ func (d *Disk) openBypass(ctx context.Context, id objectID, r *Request) (*Object
 // setDirect reads on from part. A whole object is verified on the way, as far as that is possible.
 func (o *Object) setDirect(part *Part, at int64) {
 	body := part.Body
-	if at == 0 && o.offset == 0 && o.request.Length == 0 && o.request.Expect.verifies() {
+	if at == 0 && o.offset == 0 && o.request.Length == 0 && o.request.Expect.Covers != NoDigest {
 		body = newHeldBody(body, part.Size, &o.request.Expect)
 	}
 	o.direct = &directRead{body, at}
@@ -458,7 +458,7 @@ func (o *Object) sendFile(w Sink, f *os.File, size int64) (int64, bool, error) {
 	}
 	o.offset += n
 	o.ownAt += n
-	if err == nil && n == size {
+	if err == nil && n > 0 { // what is left of it comes next
 		return n, true, nil
 	}
 	var probe [1]byte
@@ -529,8 +529,8 @@ func (o *Object) loadSmall() {
 	_, err := o.file.ReadAt(data, 0)
 	if err == nil || errors.Is(err, io.EOF) {
 		if sum := sha256.Sum256(data); fmt.Sprintf("%x", sum) == o.entry.record.SHA256 {
-			o.d.small.add(&smallEntry{
-				id: o.id, info: o.info, tag: o.entry.record.Tag, data: data, touched: o.d.now().Unix(),
+			o.d.addSmall(&smallEntry{
+				id: o.id, info: o.info, expect: o.entry.record.verified, data: data, touched: o.d.now().Unix(),
 			})
 			o.mem = data
 			return

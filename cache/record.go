@@ -2,10 +2,12 @@ package cache
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strings"
 	"time"
 )
 
@@ -27,8 +29,11 @@ type objectRecord struct {
 	Size     int64     `json:"size"`
 	ETag     string    `json:"etag,omitempty"`
 	Modified time.Time `json:"modified,omitzero"`
-	SHA256   string    `json:"sha256"`        // of the content
-	Tag      string    `json:"tag,omitempty"` // what it was verified to be, Expect.Tag
+	SHA256   string    `json:"sha256"` // of the content
+	// Verified is what the content was verified to be, as Expect.text writes it.
+	Verified string `json:"verified,omitempty"`
+
+	verified Expect
 }
 
 const (
@@ -44,6 +49,32 @@ var errDamaged = errors.New("the stored object is damaged")
 func (r *objectRecord) of(key Key) bool { return r.Scope == key.Scope && r.Name == key.Name }
 
 func (r *objectRecord) info() Info { return Info{Size: r.Size, ETag: r.ETag, Modified: r.Modified} }
+
+// verifiedAs are the names of what digests cover.
+var verifiedAs = map[DigestOf]string{StoredDigest: "stored ", DecodedDigest: "decoded "}
+
+// text writes what an object was verified to be; nothing if only its length was.
+func (e *Expect) text() string {
+	if e.Covers == NoDigest {
+		return ""
+	}
+	return verifiedAs[e.Covers] + hex.EncodeToString(e.SHA256[:])
+}
+
+// parse reads what text wrote.
+func (e *Expect) parse(text string) bool {
+	if text == "" {
+		return true
+	}
+	for covers, name := range verifiedAs {
+		if digits, ok := strings.CutPrefix(text, name); ok && len(digits) == hex.EncodedLen(len(e.SHA256)) {
+			e.Covers = covers
+			_, err := hex.Decode(e.SHA256[:], []byte(digits))
+			return err == nil
+		}
+	}
+	return false
+}
 
 // encode returns what follows the content.
 func (r *objectRecord) encode() ([]byte, error) {
@@ -97,6 +128,8 @@ func parseRecord(text []byte, size int64) (*objectRecord, error) {
 	switch {
 	case r.Format != objectFormat:
 		return nil, fmt.Errorf("%w: its record has format %d, this version reads %d", errDamaged, r.Format, objectFormat)
+	case !r.verified.parse(r.Verified):
+		return nil, fmt.Errorf("%w: its record says it was verified as %q", errDamaged, r.Verified)
 	case r.Size != size:
 		return nil, fmt.Errorf("%w: it has %d bytes, its record tells %d", errDamaged, size, r.Size)
 	}

@@ -23,7 +23,7 @@ type smallObjects struct {
 type smallEntry struct {
 	id      objectID
 	info    Info
-	tag     string
+	expect  Expect // what it was verified to be
 	data    []byte
 	touched int64 // when the object was last marked as used on disk, unix seconds; guarded by mu
 }
@@ -37,13 +37,13 @@ func newSmallObjects(maxBytes int64) *smallObjects {
 	return s
 }
 
-// get returns the object if it is in memory, and the one that tag names if it names any. Now and then it is due to be
+// get returns the object if it is in memory, and the one expected. Now and then it is due to be
 // marked as used on disk, too.
-func (s *smallObjects) get(id objectID, tag string, now time.Time) (e *smallEntry, due bool) {
+func (s *smallObjects) get(id objectID, expect *Expect, now time.Time) (e *smallEntry, due bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, ok := s.lru.Get(id)
-	if !ok || tag != "" && e.tag != tag {
+	if !ok || !expect.admits(&e.expect) {
 		return nil, false
 	}
 	const every = int64(time.Minute / time.Second)
@@ -85,6 +85,15 @@ func (s *smallObjects) retune(maxBytes int64) {
 	defer s.mu.Unlock()
 	s.max = maxBytes
 	s.shrinkLocked()
+}
+
+// addSmall puts an object in memory that was read from disk, unless it was purged meanwhile.
+func (d *Disk) addSmall(e *smallEntry) {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	if d.index.has(e.id) {
+		d.small.add(e)
+	}
 }
 
 // touchSmall marks an object that is served from memory as used in the index, so that it is not evicted from there as one

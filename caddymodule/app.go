@@ -11,12 +11,21 @@ import (
 
 // App is what all sites share: the storage directory and the memory budget. A configuration without it gets the defaults.
 type App struct {
-	// Storage is the directory for last good manifests and, in time, for bundles and statistics. It is made if needed,
-	// readable by its owner only. Two processes must not share it. Default: "capgo_edge" in Caddy's data directory.
+	// Storage is the directory for bundles, delta files and last good manifests. It is made if needed, readable by its owner
+	// only, and locked: two processes cannot share it. Default: "capgo_edge" in Caddy's data directory.
 	Storage string `json:"storage,omitempty"`
 
-	// Memory is the number of bytes that compiled manifests may take. A manifest that finds no room is compiled anew for
-	// each check, from its copy in Storage: correct, but slow. Default: 268435456 (256 MiB).
+	// MaxSize is how many bytes of disk stored bundles and delta files may take. Those that were not asked for the longest
+	// go first, those that a channel points at last. Default: 10737418240 (10 GiB).
+	MaxSize int64 `json:"max_size,omitempty"`
+
+	// MinFree is how many bytes of the disk are left to others. What would go below is not stored, but passed on from the
+	// origin. Default: 1073741824 (1 GiB); to use the disk to its end, set it to 1.
+	MinFree int64 `json:"min_free,omitempty"`
+
+	// Memory is the number of bytes that compiled manifests and small files may take: three quarters are for manifests, one
+	// is for files of up to 256 KiB. A manifest that finds no room is compiled anew for each check, from its copy in
+	// Storage: correct, but slow. Default: 268435456 (256 MiB).
 	Memory int64 `json:"memory,omitempty"`
 
 	log      *zap.Logger
@@ -27,14 +36,41 @@ type App struct {
 
 // settings are the tunables of a runtime, as one configuration wants them.
 type settings struct {
-	memory int64
+	maxSize, minFree, memory int64
 }
 
-// defaultMemory is App.Memory's default, in bytes.
-const defaultMemory = 256 << 20
+// manifestMemory is what of the memory compiled manifests get.
+func (s settings) manifestMemory() int64 { return s.memory - s.smallMemory() }
 
-// minMemory is less than which no manifest of a real app would fit.
-const minMemory = 1 << 20
+// smallMemory is what of it small files get. All delta files of a release together rarely have more than 10 MB.
+func (s settings) smallMemory() int64 { return s.memory / 4 }
+
+// The defaults of App, in bytes.
+const (
+	defaultMaxSize = 10 << 30
+	defaultMinFree = 1 << 30
+	defaultMemory  = 256 << 20
+)
+
+// The least that makes sense: no manifest of a real app would fit in less memory, and few bundles in less disk.
+const (
+	minMemory  = 1 << 20
+	minMaxSize = 1 << 20
+)
+
+func checkMaxSize(bytes int64) error {
+	if bytes < minMaxSize {
+		return fmt.Errorf("max_size: %d bytes are too little, give at least 1MiB", bytes)
+	}
+	return nil
+}
+
+func checkMinFree(bytes int64) error {
+	if bytes < 0 {
+		return fmt.Errorf("min_free: %d bytes cannot be; give a size, such as 1GiB", bytes)
+	}
+	return nil
+}
 
 func checkMemory(bytes int64) error {
 	if bytes < minMemory {
@@ -52,13 +88,13 @@ func (App) CaddyModule() caddy.ModuleInfo {
 // live server.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
-	if a.Memory == 0 {
-		a.Memory = defaultMemory
-	}
-	if err := checkMemory(a.Memory); err != nil {
+	setDefault(&a.Memory, defaultMemory)
+	setDefault(&a.MaxSize, defaultMaxSize)
+	setDefault(&a.MinFree, defaultMinFree)
+	if err := errors.Join(checkMemory(a.Memory), checkMaxSize(a.MaxSize), checkMinFree(a.MinFree)); err != nil {
 		return err
 	}
-	a.settings = settings{memory: a.Memory}
+	a.settings = settings{maxSize: a.MaxSize, minFree: a.MinFree, memory: a.Memory}
 	dir, err := expand("storage", a.Storage)
 	if err != nil {
 		return err

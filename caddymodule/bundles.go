@@ -7,24 +7,21 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
 
-	"go.uber.org/zap"
-
 	"github.com/capgo-edge/capgo-edge/cache"
-	"github.com/capgo-edge/capgo-edge/origin"
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
 var (
-	zipType        = []string{"application/zip"}
-	binaryType     = []string{"application/octet-stream"}
-	immutable      = []string{"public, max-age=31536000, immutable, no-transform"}
-	statusStreamed = []string{"capgo-edge; fwd=bypass; detail=streamed"}
+	zipType    = []string{"application/zip"}
+	binaryType = []string{"application/octet-stream"}
+	immutable  = []string{"public, max-age=31536000, immutable, no-transform"}
 )
 
 // serveObject hands out a bundle or a delta file, if a manifest names it.
@@ -47,7 +44,7 @@ func (h *Handler) serveObject(w http.ResponseWriter, r *http.Request) {
 		h.runtime.counters.object(objectFailed)
 		refuseUnavailable(w)
 	default:
-		h.stream(w, r, key, known)
+		h.deliver(w, r, key, known)
 	}
 }
 
@@ -97,40 +94,61 @@ func (h *Handler) locate(ctx context.Context, appID string, keys []string) (stri
 	}
 }
 
-// stream passes an object on from the origin.
-func (h *Handler) stream(w http.ResponseWriter, r *http.Request, key string, known resolver.Object) {
-	began := time.Now()
-	object, err := origin.OpenReader(r.Context(), h.store, key, hintOf(r))
-	h.runtime.counters.origin(originObject, time.Since(began), err)
-	h.reportObject(key, err)
+// deliver hands out an object: from the store, or while it comes in.
+func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, key string, known resolver.Object) {
+	request := h.shelf.request(key, known)
+	hint := hintOf(r)
+	request.Offset, request.Length = hint.first, hint.length
+	object, access, err := h.runtime.openObject(r.Context(), request)
 	if err != nil {
-		h.refuseObject(w, err)
+		h.refuseObject(w, r, err)
 		return
 	}
 	defer object.Close() //nolint:errcheck // only read from
-	h.runtime.counters.object(objectStreamed)
-	info := object.Info()
-	setObjectHeaders(w.Header(), key, known, info)
-	if info.Size < 0 {
-		streamUnsized(w, r, object)
+	if err := ready(object, r, hint); err != nil {
+		h.refuseObject(w, r, err)
+		return
+	}
+	h.runtime.counters.object(objectStateOf(access))
+	setObjectHeaders(w.Header(), key, known, object.Info(), access)
+	if object.Info().Size < 0 {
+		deliverUnsized(w, r, object)
 	} else {
-		http.ServeContent(w, withoutRangeLists(r), "", time.Time{}, object)
+		http.ServeContent(newBodyWriter(w, r, object), withoutRangeLists(r), "", time.Time{}, object)
 	}
 	if err := object.Err(); err != nil && r.Context().Err() == nil {
 		h.runtime.counters.object(objectCut)
-		h.reportObject(key, err)
 		abort(w)
 	}
 }
 
-func (h *Handler) refuseObject(w http.ResponseWriter, err error) {
-	if errors.Is(err, origin.ErrNotFound) {
+// ready waits until the answer to the request can begin, so that what fails before is told with a status. A range needs
+// the size, which an origin may not tell at first: a 200 in its place would be glued to what an old client already has
+// (protocol 3.3).
+func ready(object *cache.Object, r *http.Request, h hint) error {
+	if r.Header.Get("Range") != "" {
+		if err := object.AwaitSize(); err != nil {
+			return err
+		}
+	}
+	if h.none {
+		return nil
+	}
+	return object.Await(h.first)
+}
+
+// refuseObject answers a request for an object that cannot be had, unless its client has gone.
+func (h *Handler) refuseObject(w http.ResponseWriter, r *http.Request, err error) {
+	switch {
+	case errors.Is(err, cache.ErrNotFound):
 		h.runtime.counters.object(objectMissing)
 		refuse(w, http.StatusNotFound, "not_found", "Not found")
-		return
+	case r.Context().Err() != nil:
+		h.runtime.counters.object(objectLeft)
+	default:
+		h.runtime.counters.object(objectFailed)
+		refuseUnavailable(w)
 	}
-	h.runtime.counters.object(objectFailed)
-	refuseUnavailable(w)
 }
 
 // abort breaks the connection or stream, so that a body that was cut cannot be taken for a whole one.
@@ -139,44 +157,39 @@ func abort(w http.ResponseWriter) {
 	panic(http.ErrAbortHandler)
 }
 
-// streamUnsized passes on an object whose size the origin does not tell. A range of it cannot be answered, and a 200 in its
-// place would be glued to what an old client already has (protocol 3.3).
-func streamUnsized(w http.ResponseWriter, r *http.Request, object *origin.Reader) {
-	w.Header().Del("Accept-Ranges")
-	if r.Header.Get("Range") != "" {
-		for name := range w.Header() {
-			if !strings.HasPrefix(name, "Access-Control-") && name != "Vary" {
-				w.Header().Del(name)
-			}
-		}
-		refuseUnavailable(w)
-		return
-	}
+// deliverUnsized hands out an object whose size the origin does not tell, while it comes in.
+func deliverUnsized(w http.ResponseWriter, r *http.Request, object *cache.Object) {
 	w.WriteHeader(http.StatusOK)
 	if r.Method != http.MethodHead {
-		_, _ = io.Copy(w, object) // object.Err tells what went wrong there; a client that left is no fault
+		_, _ = io.Copy(onlyWriter{w}, object) // object.Err tells what went wrong there; a client that left is no fault
 	}
 }
 
-// hintOf tells which part of an object the request will read, if all goes its usual way.
-func hintOf(r *http.Request) origin.Hint {
+// hint is which part of an object a request will read, if all goes its usual way.
+type hint struct {
+	first, length int64 // length 0: all to the end
+	none          bool  // nothing
+}
+
+// hintOf tells which part of an object the request will read.
+func hintOf(r *http.Request) hint {
 	if r.Method == http.MethodHead || r.Header.Get("If-None-Match") != "" || r.Header.Get("If-Match") != "" {
-		return origin.Hint{None: true}
+		return hint{none: true}
 	}
 	spec, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes=")
-	if !ok || strings.Contains(spec, ",") {
-		return origin.Hint{}
+	if !ok || strings.Contains(spec, ",") || r.Header.Get("If-Range") != "" {
+		return hint{}
 	}
 	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
 	first, err := strconv.ParseInt(from, 10, 64)
 	if !ok || err != nil || first < 0 { // "bytes=-n" needs the size first
-		return origin.Hint{None: from == "" && ok}
+		return hint{none: from == "" && ok}
 	}
 	last, err := strconv.ParseInt(to, 10, 64)
-	if err != nil || last < first {
-		return origin.Hint{Offset: first}
+	if err != nil || last < first || last == math.MaxInt64 {
+		return hint{first: first}
 	}
-	return origin.Hint{Offset: first, Length: last - first + 1}
+	return hint{first: first, length: last - first + 1}
 }
 
 // withoutRangeLists makes a request for several ranges one for the whole object, as RFC 9110 section 14.2 allows: each
@@ -192,51 +205,48 @@ func withoutRangeLists(r *http.Request) *http.Request {
 	return whole
 }
 
+// The values of Cache-Status, by how an object was had (contract section 6).
+var accessStatus = map[cache.Access][]string{
+	cache.Hit:       {"capgo-edge; hit"},
+	cache.HitMemory: {"capgo-edge; hit; detail=memory"},
+	cache.Filled:    {"capgo-edge; fwd=miss; stored"},
+	cache.Collapsed: {"capgo-edge; fwd=miss; collapsed"},
+	cache.Bypassed:  {"capgo-edge; fwd=bypass; detail=not-stored"},
+}
+
 // setObjectHeaders sets what contract section 3 asks of every answer with an object.
-func setObjectHeaders(header http.Header, key string, known resolver.Object, info origin.Object) {
+func setObjectHeaders(header http.Header, key string, known resolver.Object, info cache.Info, access cache.Access) {
 	header["Content-Type"] = binaryType
 	if strings.HasSuffix(key, ".zip") {
 		header["Content-Type"] = zipType
 	}
-	header["Etag"] = []string{`"` + entityTag(known, info) + `"`}
+	if tag := entityTag(known, info); tag != "" {
+		header["Etag"] = []string{tag}
+	}
 	header["Cache-Control"] = immutable
 	header["Content-Disposition"] = attachment
 	header["Content-Security-Policy"] = strictCSP
 	header["X-Content-Type-Options"] = noSniff
 	header["Accept-Ranges"] = acceptBytes
-	header["Cache-Status"] = statusStreamed
+	header["Cache-Status"] = accessStatus[access]
 	if known.Covers == resolver.DigestStored {
 		header["Repr-Digest"] = []string{"sha-256=:" + base64.StdEncoding.EncodeToString(known.SHA256[:]) + ":"}
 	}
 }
 
-// entityTag is the same at every site: the digest the manifest tells, else one made of what the origin tells.
-func entityTag(known resolver.Object, info origin.Object) string {
+// entityTag is the same at every site and in every state: the digest the manifest tells, else one made of what the origin
+// tells. While neither is known it is empty.
+func entityTag(known resolver.Object, info cache.Info) string {
 	if known.Covers == resolver.DigestStored {
-		return hex.EncodeToString(known.SHA256[:])
+		return `"` + hex.EncodeToString(known.SHA256[:]) + `"`
+	}
+	if info.Size < 0 {
+		return ""
 	}
 	validator := strings.TrimPrefix(info.ETag, "W/")
 	if validator == "" && !info.Modified.IsZero() {
 		validator = strconv.FormatInt(info.Modified.Unix(), 10)
 	}
 	sum := sha256.Sum256([]byte(validator + " " + strconv.FormatInt(info.Size, 10)))
-	return hex.EncodeToString(sum[:16])
-}
-
-// reportObject logs a change in how the site's objects can be had.
-func (h *Handler) reportObject(key string, err error) {
-	faults, identity := h.runtime.faults, h.store.Identity()
-	fields := []zap.Field{zap.String(fieldOrigin, identity), zap.String(fieldKey, key), zap.Error(err)}
-	link, isLink := errors.AsType[*origin.LinkError](err)
-	switch {
-	case err == nil:
-		faults.well("objects "+identity, "objects can be read again", fields[0])
-	case errors.Is(err, context.Canceled):
-	case isLink:
-		faults.fault("link "+identity+" "+link.Link, "leads out", "origin refuses a link", fields...)
-	case errors.Is(err, origin.ErrNotFound):
-		faults.fault("object "+identity+" "+key, "missing", "a manifest names an object that the origin does not have", fields...)
-	default:
-		faults.fault("objects "+identity, "unavailable", "objects cannot be read", fields...)
-	}
+	return `"` + hex.EncodeToString(sum[:16]) + `"`
 }

@@ -15,8 +15,10 @@ import (
 // parseApp reads the global option:
 //
 //	capgo_edge {
-//		storage <dir>
-//		memory  <size>
+//		storage  <dir>
+//		max_size <size>
+//		min_free <size>
+//		memory   <size>
 //	}
 func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 	d.Next() // the option's name
@@ -36,12 +38,18 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 		switch d.Val() {
 		case "storage":
 			err = oneArgument(d, &app.Storage)
+		case "max_size":
+			if err = sizeArgument(d, &app.MaxSize); err == nil {
+				err = atLine(d, checkMaxSize(app.MaxSize))
+			}
+		case "min_free":
+			err = sizeArgument(d, &app.MinFree)
 		case "memory":
 			if err = sizeArgument(d, &app.Memory); err == nil {
 				err = atLine(d, checkMemory(app.Memory))
 			}
 		default:
-			err = unknown(d, "storage, memory")
+			err = unknown(d, "storage, max_size, min_free, memory")
 		}
 		if err != nil {
 			return nil, err
@@ -125,12 +133,12 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
 
 func (h *Handler) unmarshalOrigin(d *caddyfile.Dispenser) error {
 	if !d.NextArg() {
-		return d.Err("origin needs its kind, \"file\" or \"http\", and a place")
+		return d.Err("origin needs its kind, \"file\", \"http\" or \"s3\", and a place")
 	}
 	kind := d.Val()
 	id := "capgo_edge.origins." + kind
 	if _, err := caddy.GetModule(id); err != nil {
-		return d.Errf("unknown kind of origin %q; the kinds are file and http", kind)
+		return d.Errf("unknown kind of origin %q; the kinds are file, http and s3", kind)
 	}
 	module, err := caddyfile.UnmarshalModule(d, id)
 	if err != nil {

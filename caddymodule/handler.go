@@ -46,6 +46,7 @@ type Handler struct {
 	log      *zap.Logger
 	store    origin.Store
 	library  *library
+	shelf    *shelf
 	scratch  *sync.Pool // of *scratch
 }
 
@@ -86,6 +87,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	app := module.(*App)
 	h.runtime, h.settings = app.runtime, app.settings
 	h.library = newLibrary(h.runtime, h.store, h.Manifests)
+	h.shelf = newShelf(h.runtime, h.store)
 	h.scratch = &sync.Pool{New: func() any { return new(scratch) }}
 	return nil
 }

@@ -30,13 +30,14 @@ var rooms = map[string]struct{ modules, denied []string }{
 		denied:  []string{"net", "net/http", "net/url", "log", "unsafe"},
 	},
 	"origin": {
-		modules: []string{"golang.org/x/time", "golang.org/x/sys", "go.uber.org/zap"},
+		modules: []string{"github.com/minio/minio-go/v7", "golang.org/x/time", "golang.org/x/sys", "go.uber.org/zap"},
 		denied:  []string{"log", "unsafe"},
 	},
 	"caddymodule": {
 		modules: []string{
 			module + "/resolver", module + "/cache", module + "/origin", module + "/caddymodule",
 			"github.com/caddyserver/caddy/v2", "github.com/prometheus/client_golang", "github.com/dustin/go-humanize",
+			"github.com/andybalholm/brotli",
 			"github.com/hashicorp/golang-lru/v2", "go.uber.org/zap", "golang.org/x/time",
 		},
 		denied: []string{"log", "unsafe"},
@@ -160,7 +161,7 @@ func TestREADME(t *testing.T) {
 		t.Error(err)
 	}
 	for _, option := range []string{
-		"storage", "memory", "origin file", "origin http", "header", "manifests", "fresh", "stale_while", "stale", "negative",
+		"storage", "max_size", "min_free", "memory", "origin file", "origin http", "header", "manifests", "fresh", "stale_while", "stale", "negative",
 		"max_size", "apps", "public_url", "cors", "debug",
 	} {
 		if !strings.Contains(readme, "`"+option) {

@@ -32,15 +32,30 @@ type decisionCounter struct {
 type objectState int
 
 const (
-	objectStreamed objectState = iota // from the origin
-	objectMissing                     // named by no manifest, or not in the origin
-	objectFailed                      // the origin could not be asked
-	objectCut                         // the origin broke off
+	objectHit       objectState = iota // from disk
+	objectMemory                       // from memory
+	objectMiss                         // fetched for this request, and handed out while it came
+	objectCollapsed                    // likewise, fetched for another one just before
+	objectBypass                       // passed on from the origin: the disk could not take it
+	objectMissing                      // named by no manifest, or not in the origin
+	objectDenied                       // its signature is wrong or has expired
+	objectFailed                       // the origin could not be asked, or its object is not the one named
+	objectCut                          // broke off after its answer had begun
+	objectLeft                         // its client left before the answer began
 	objectStates
 )
 
 func (s objectState) String() string {
-	return [...]string{"streamed", "missing", "failed", "cut"}[s]
+	return [...]string{
+		"hit", "memory", "miss", "collapsed", "bypass", "missing", "denied", "failed", "cut", "left",
+	}[s]
+}
+
+func objectStateOf(a cache.Access) objectState {
+	return [...]objectState{
+		cache.Hit: objectHit, cache.HitMemory: objectMemory, cache.Filled: objectMiss,
+		cache.Collapsed: objectCollapsed, cache.Bypassed: objectBypass,
+	}[a]
 }
 
 // originUse says what the origin was asked for.
@@ -117,7 +132,25 @@ var (
 	descOriginTime = prometheus.NewDesc("caddy_capgo_edge_origin_seconds_total",
 		"Time until origins answered, summed over all requests.", []string{"storage", "use"}, nil)
 	descDisk = prometheus.NewDesc("caddy_capgo_edge_storage_errors_total",
-		"Last good manifests that could not be kept or read.", []string{"storage"}, nil)
+		"Failures of the storage directory's disk.", []string{"storage"}, nil)
+	descHealthy = prometheus.NewDesc("caddy_capgo_edge_storage_healthy",
+		"Whether the storage directory's disk takes objects.", []string{"storage"}, nil)
+	descDiskObjects = prometheus.NewDesc("caddy_capgo_edge_disk_objects",
+		"Objects stored.", []string{"storage"}, nil)
+	descDiskBytes = prometheus.NewDesc("caddy_capgo_edge_disk_bytes",
+		"Bytes of disk that stored objects take.", []string{"storage"}, nil)
+	descFilling = prometheus.NewDesc("caddy_capgo_edge_fill_inflight",
+		"Objects being fetched.", []string{"storage"}, nil)
+	descFills = prometheus.NewDesc("caddy_capgo_edge_fills_total",
+		"Fetches of objects that ended, by how.", []string{"storage", "result"}, nil)
+	descFillBytes = prometheus.NewDesc("caddy_capgo_edge_fill_bytes_total",
+		"Bytes fetched from origins for the store.", []string{"storage"}, nil)
+	descFar = prometheus.NewDesc("caddy_capgo_edge_far_ranges_total",
+		"Ranges read from the origin because they lay far ahead of the fill.", []string{"storage"}, nil)
+	descEvicted = prometheus.NewDesc("caddy_capgo_edge_evicted_total",
+		"Objects removed to make room.", []string{"storage"}, nil)
+	descDamaged = prometheus.NewDesc("caddy_capgo_edge_damaged_total",
+		"Stored objects that could not be read, or were not what was stored.", []string{"storage"}, nil)
 )
 
 // collector shows one runtime's counters. Storage directories come from the configuration, so they are a fit label.
@@ -149,10 +182,37 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		seconds := time.Duration(r.counters.originTime[use].Load()).Seconds()
 		ch <- prometheus.MustNewConstMetric(descOriginTime, prometheus.CounterValue, seconds, r.dir, use.String())
 	}
-	count(descDisk, r.counters.diskErrors.Load())
 	for state, n := range r.manifestCounts() {
 		count(descManifests, n, state.String())
 	}
+	c.collectDisk(count, func(desc *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, r.dir)
+	})
+}
+
+func (c *collector) collectDisk(count func(*prometheus.Desc, uint64, ...string), gauge func(*prometheus.Desc, float64)) {
+	disk := c.runtime.openedDisk.Load()
+	if disk == nil {
+		count(descDisk, c.runtime.counters.diskErrors.Load())
+		return
+	}
+	s := disk.Stats()
+	count(descDisk, c.runtime.counters.diskErrors.Load()+s.DiskErrors)
+	healthy := 1.0
+	if err, _ := disk.Health(); err != nil {
+		healthy = 0
+	}
+	gauge(descHealthy, healthy)
+	gauge(descDiskObjects, float64(s.Objects))
+	gauge(descDiskBytes, float64(s.Bytes))
+	gauge(descFilling, float64(s.Filling))
+	count(descFills, s.Stored, "stored")
+	count(descFills, s.Failed-s.Mismatches, "failed")
+	count(descFills, s.Mismatches, "mismatch")
+	count(descFillBytes, uint64(s.FilledBytes)) //nolint:gosec // never negative
+	count(descFar, s.RangeReads)
+	count(descEvicted, s.Evicted)
+	count(descDamaged, s.Damaged)
 }
 
 // manifestCounts is empty until the directory was opened.

@@ -1,9 +1,9 @@
 package caddymodule
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,14 +22,18 @@ var runtimes = caddy.NewUsagePool()
 
 // runtime is what lives as long as a storage directory is in use, through any number of reloads.
 type runtime struct {
-	dir      string
-	once     sync.Once
-	openErr  error
-	memory   *cache.Memory[*release]                // set by open
-	opened   atomic.Pointer[cache.Memory[*release]] // the same, for those who did not open
-	misses   *rate.Limiter
-	faults   *faultLog
-	counters *counters
+	dir     string
+	once    sync.Once
+	openErr error
+	memory  *cache.Memory[*release]                // set by open
+	opened  atomic.Pointer[cache.Memory[*release]] // the same, for those who did not open
+	storage *cache.Dir                             // set by open
+	disk    *cache.Disk                            // set by open
+
+	openedDisk atomic.Pointer[cache.Disk] // the same as disk, for those who did not open
+	misses     *rate.Limiter
+	faults     *faultLog
+	counters   *counters
 
 	users gate
 
@@ -83,18 +87,57 @@ func (r *runtime) openNow(s settings) error {
 	fail := func(err error) error {
 		return fmt.Errorf("storage %s cannot be used: %w (set capgo_edge { storage <dir> } in the global options)", r.dir, err)
 	}
-	if err := cache.OpenDir(r.dir); err != nil {
-		return fail(err)
-	}
-	lastGood, err := cache.OpenLastGood(filepath.Join(r.dir, "manifests"))
+	storage, err := cache.Claim(r.dir)
 	if err != nil {
 		return fail(err)
 	}
-	if r.memory, err = cache.NewMemory[*release](s.memory, lastGood); err != nil {
-		return fail(err)
+	if err := r.openStores(storage, s); err != nil {
+		return fail(errors.Join(err, storage.Release()))
 	}
-	r.opened.Store(r.memory)
 	return nil
+}
+
+func (r *runtime) openStores(storage *cache.Dir, s settings) error {
+	lastGood, err := cache.OpenLastGood(storage.Manifests())
+	if err != nil {
+		return err
+	}
+	disk, err := cache.OpenDisk(cache.DiskOptions{
+		Dir: storage, MaxBytes: s.maxSize, MinFree: s.minFree, Memory: s.smallMemory(),
+		Report: r.reportDisk, ReportDamage: r.reportDamage,
+	})
+	if err != nil {
+		return err
+	}
+	if r.memory, err = cache.NewMemory[*release](s.manifestMemory(), lastGood); err != nil {
+		disk.Close()
+		return err
+	}
+	r.storage, r.disk = storage, disk
+	r.opened.Store(r.memory)
+	r.openedDisk.Store(disk)
+	return nil
+}
+
+// reportDisk logs that the disk fails, or works again.
+func (r *runtime) reportDisk(err error) {
+	where := zap.String(fieldStorage, r.dir)
+	if err == nil {
+		r.faults.well("disk", "storage works again", where)
+		return
+	}
+	r.faults.fault("disk", "failing", "storage fails; objects are passed on from the origin and not kept; check space and permissions",
+		where, zap.Error(err))
+}
+
+func (r *runtime) reportDamage(key cache.Key, err error) {
+	r.faults.fault("damage "+key.Scope+" "+key.Name, "damaged", "a stored object cannot be read; it is fetched anew",
+		zap.String(fieldStorage, r.dir), zap.String(fieldKey, key.Name), zap.Error(err))
+}
+
+// openObject opens an object of the store, unless that is being closed.
+func (r *runtime) openObject(ctx context.Context, request *cache.Request) (*cache.Object, cache.Access, error) {
+	return r.disk.Open(ctx, request)
 }
 
 // join puts the settings of a configuration in force.
@@ -125,7 +168,9 @@ func (r *runtime) retuneLocked() {
 	}
 	newest := r.apps[len(r.apps)-1]
 	r.faults.use(newest.log)
-	r.memory.Retune(newest.settings.memory)
+	s := newest.settings
+	r.memory.Retune(s.manifestMemory())
+	r.disk.Retune(s.maxSize, s.minFree, s.smallMemory())
 }
 
 // register makes the runtime's counters part of a configuration's metrics. Caddy has a new registry for each.
@@ -137,22 +182,24 @@ func (r *runtime) register(registry *prometheus.Registry) error {
 	return err
 }
 
-// Destruct implements caddy.Destructor. Requests of the last configuration may still run: the memory is closed behind
-// them, and left alone if they never end.
+// Destruct implements caddy.Destructor. Requests of the last configuration may still run. Downloads go on from what they
+// have open, while the directory is given up at once, so that another configuration or process can have it. The memory is
+// closed behind the requests, and left alone if they never end.
 func (r *runtime) Destruct() error {
 	drained := r.users.close()
+	r.once.Do(func() { r.openErr = errClosed })
+	if r.openErr != nil {
+		return nil //nolint:nilerr // it was told to who opened
+	}
+	r.disk.Close()
 	go func() {
 		select {
 		case <-drained:
-		case <-time.After(drainTime):
-			return
-		}
-		r.once.Do(func() { r.openErr = errClosed })
-		if r.memory != nil {
 			r.memory.Close()
+		case <-time.After(drainTime):
 		}
 	}()
-	return nil
+	return r.storage.Release()
 }
 
 // gate counts who uses something, so that it can be closed once nobody does.
