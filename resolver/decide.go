@@ -60,16 +60,16 @@ func (m *Manifest) Decide(c *Check) Decision {
 // channelFor selects the channel that serves the device (protocol 2.1, steps 2 to 4), or nil. A device that names a
 // channel it may not have gets none: there is no way back to the public one.
 func (m *Manifest) channelFor(c *Check) *channel {
-	if ch := m.overrides[c.device]; ch != nil && !ch.hidden() {
+	if ch := m.at(m.overrides[c.device]); ch != nil && !ch.hidden() {
 		return ch
 	}
 	if c.DefaultChannel != "" {
-		if ch := m.byName[c.DefaultChannel]; ch != nil && ch.nameable(c.Platform) {
+		if ch := m.at(m.byName[c.DefaultChannel]); ch != nil && ch.nameable(c.Platform) {
 			return ch
 		}
 		return nil
 	}
-	return m.public[c.Platform]
+	return m.at(m.public[c.Platform])
 }
 
 func (s subject) decision(r *rule) Decision {

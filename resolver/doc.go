@@ -10,6 +10,9 @@
 //	                                            ▲
 //	document ── ParseManifest ──▶ Manifest ─────┘
 //
+// What was compiled never changes. Manifest.Hold makes another manifest of it, which goes on offering what was offered
+// before; Bundle.Readdress makes another bundle, whose answer has other addresses.
+//
 // "Protocol" in comments means the wire reference this edge was built from; its section numbers are quoted where a rule
 // comes from there. The upstream uses the word "manifest" twice: here Manifest is the channel document of one
 // application, and the list of delta files of a bundle is called its files.

@@ -137,8 +137,42 @@ func FuzzParseManifest(f *testing.F) {
 			if !bytes.Contains(doc, []byte("edge.test")) { // or an external address may look like one of ours
 				checkOffered(t, m, &d, answer)
 			}
+			if d.Outcome == Offer && !bytes.Contains(doc, []byte("sig")) {
+				checkReaddressed(t, m, d, answer)
+			}
+		}
+		// Over itself nothing is held but rollouts, which pause: what is offered under it m can offer too.
+		for offer := range twin.Hold(m, func(*Bundle) bool { return true }).Channels() {
+			if offer.Target != nil {
+				t.Fatalf("channel %s still gives %s", offer.Name, offer.Target.Name)
+			}
 		}
 	})
+}
+
+// checkReaddressed demands that another answer with the bundle differs in its suffixes alone, which were asked for by keys
+// the manifest names.
+func checkReaddressed(t *testing.T, m *Manifest, d Decision, answer []byte) {
+	t.Helper()
+	var keys []string
+	d.Bundle = d.Bundle.Readdress(m, Addresses{Suffix: func(dst []byte, key string) []byte {
+		keys = append(keys, key)
+		return append(dst, "&sig=1"...)
+	}})
+	got := AppendResponse(nil, &d, testBase)
+	if bare := bytes.ReplaceAll(got, []byte("&sig=1"), nil); !bytes.Equal(bare, answer) {
+		t.Fatalf("readdressed %s\nfrom       %s", got, answer)
+	}
+	for _, key := range keys {
+		if _, ok := m.Keys.Find(key); !ok {
+			t.Fatalf("a suffix for %q, which the manifest does not name", key)
+		}
+	}
+	for key, o := range d.Bundle.Objects(m) {
+		if known, _ := m.Keys.Find(key); known != o || !slices.Contains(keys, key) {
+			t.Fatalf("object %q, with suffixes for %q", key, keys)
+		}
+	}
 }
 
 // checkOffered demands that each address of this edge in an answer leads to a key that the manifest names.
@@ -194,6 +228,7 @@ func FuzzObjectKey(f *testing.F) {
 	}
 	for _, seed := range []string{
 		"", "/", "..", "a/../b", "%2e%2e/x", "a%2F..%2Fb", "a//b", `a\b`, "a%5Cb", "a%00b", "a\x00", "é", "a b", "a%20b c", "100%", "%zz", "a?b#c",
+		"ext/com.demo.app/1", "%65xt%2Fa", "exta/b",
 	} {
 		f.Add(seed)
 	}
@@ -210,6 +245,12 @@ func FuzzObjectKey(f *testing.F) {
 		}
 		checkKey(t, text)
 		_ = AppOfKey(text)
+		// No address of the storage leads outside of it.
+		if rowKeyFault([]byte(text)) == "" && slices.ContainsFunc(KeysOfPath(string(appendEscapedKey(nil, text))), func(key string) bool {
+			return strings.HasPrefix(key, externalPrefix)
+		}) {
+			t.Fatalf("the address of %q leads to an object outside the storage", text)
+		}
 		// The address of a key, as a server's router sees it, leads back to the key.
 		address := string(appendEscapedKey(nil, text))
 		parsed, err := url.Parse(testBase + FilesPath + address + "?key=1")

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"slices"
 	"sort"
+	"strings"
 )
 
 // DigestOf says which bytes the digest of an object covers.
@@ -207,6 +208,35 @@ func keyFault(key []byte) string {
 	return ""
 }
 
+// externalPrefix begins the keys of objects that are not in the origin's storage: ext/<app_id>/<id> (contract section 3).
+const externalPrefix = "ext/"
+
+// rowKeyFault is keyFault for a row of a manifest, whose keys are all in the storage: the name space of the others is not
+// its.
+func rowKeyFault(key []byte) string {
+	if fault := keyFault(key); fault != "" || !looksExternal(key) {
+		return fault
+	}
+	return "must not begin with ext/, where the edge has objects that are not in the storage"
+}
+
+// looksExternal reports whether key begins with externalPrefix, also with some of it written as escapes: the address of a
+// key with escapes may mean the one it decodes to as well (KeysOfPath).
+func looksExternal(key []byte) bool {
+	const escaped = "%65%78%74%2f"
+	for i := range len(externalPrefix) {
+		switch {
+		case len(key) > 0 && key[0] == externalPrefix[i]:
+			key = key[1:]
+		case len(key) >= 3 && strings.EqualFold(string(key[:3]), escaped[3*i:3*i+3]):
+			key = key[3:]
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // isDots reports whether a segment is . or .., also with dots written as %2e: a storage behind HTTP may decode a key once
 // more than it should.
 func isDots(segment []byte) bool {
@@ -224,7 +254,8 @@ func isDots(segment []byte) bool {
 	return dots == 1 || dots == 2
 }
 
-// AppOfKey returns the application a key belongs to: the segment after the first "/apps/". It is empty if there is none.
+// AppOfKey returns the application a key belongs to: the segment after the first "/apps/", or after the "ext/" of an object
+// that is not in the storage (contract section 3). It is empty if there is none.
 func AppOfKey(key string) string {
 	app := appWithin([]byte(key))
 	return key[app.from:app.to]
@@ -233,11 +264,14 @@ func AppOfKey(key string) string {
 // appWithin is where AppOfKey finds the application.
 func appWithin(key []byte) span {
 	const before = "/apps/"
-	at := bytes.Index(key, []byte(before))
-	if at < 0 {
-		return span{}
+	from := len(externalPrefix)
+	if !bytes.HasPrefix(key, []byte(externalPrefix)) {
+		at := bytes.Index(key, []byte(before))
+		if at < 0 {
+			return span{}
+		}
+		from = at + len(before)
 	}
-	from := at + len(before)
 	app, _, _ := bytes.Cut(key[from:], []byte("/"))
 	return span{from, from + len(app)}
 }

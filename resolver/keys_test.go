@@ -63,6 +63,49 @@ func TestKeyFault(t *testing.T) {
 	}
 }
 
+// No row may name what is not in the storage, whichever way its address could be read.
+func TestRowKeyFault(t *testing.T) {
+	tests := []struct {
+		name, key string
+		want      bool // a fault
+	}{
+		{"outside", "ext/com.demo.app/1", true},
+		{"nothing but the start", "ext/", true},
+		{"escaped slash", "ext%2Fa", true},
+		{"escaped slash, small", "ext%2fa", true},
+		{"all escaped", "%65%78%74%2F", true},
+		{"escaped start, and no path further on", "%65xt/a b", true},
+		{"no slash", "ext", false},
+		{"more letters", "exta/b", false},
+		{"capitals", "EXT/a", false},
+		{"escaped capital", "%45xt/a", false},
+		{"escaped twice", "%2565xt/a", false},
+		{"cut escape", "ext%2", false},
+		{"another escape", "ext%2Ea", false},
+		{"further on", "a/ext/b", false},
+		{"ordinary", "orgs/o/apps/com.demo.app/1.zip", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if KeyFault(tt.key) != "" {
+				t.Fatal("not even a key")
+			}
+			if got := rowKeyFault([]byte(tt.key)); (got != "") != tt.want {
+				t.Errorf("got %q", got)
+			}
+			// The rule is what it is for: no address of an allowed key leads outside.
+			for _, key := range KeysOfPath(string(appendEscapedKey(nil, tt.key))) {
+				if strings.HasPrefix(key, externalPrefix) && !tt.want {
+					t.Errorf("its address may mean %s", key)
+				}
+			}
+		})
+	}
+	if rowKeyFault([]byte("ext/../a")) != KeyFault("ext/../a") {
+		t.Error("the rules of every key come first")
+	}
+}
+
 func TestKeysOfPath(t *testing.T) {
 	tests := []struct {
 		name, path string
@@ -109,6 +152,12 @@ func TestAppOfKey(t *testing.T) {
 		{"nothing after apps", "orgs/o/apps/", ""},
 		{"apps at the start is no segment between slashes", "apps/com.demo.app/1.zip", ""},
 		{"another word", "orgs/o/myapps/com.demo.app/1.zip", ""},
+		{"outside the storage", "ext/com.demo.app/0123", "com.demo.app"},
+		{"outside, whatever follows", "ext/com.demo.app/apps/c.d/x", "com.demo.app"},
+		{"outside, nothing after the app", "ext/com.demo.app", "com.demo.app"},
+		{"outside, no app", "ext/", ""},
+		{"outside in capitals is nothing", "EXT/com.demo.app/1", ""},
+		{"ext further on", "a/ext/com.demo.app/1", ""},
 		{"none", "1.zip", ""},
 		{"empty", "", ""},
 	}

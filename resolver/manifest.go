@@ -16,12 +16,26 @@ type Manifest struct {
 	Warnings []Fault
 
 	channels       []channel
-	byName         map[string]*channel
-	public         [platforms]*channel // step 4 of protocol 2.1
-	overrides      map[deviceID]*channel
+	byName         map[string]place
+	public         [platforms]place // step 4 of protocol 2.1
+	overrides      map[deviceID]place
 	rolloutActive  bool // some channel has an unpaused rollout above 0
 	pausedTargets  map[string]bool
 	exposeMetadata bool
+
+	versions versionMarks // what Hold compares
+}
+
+// place is where a channel stands in Manifest.channels, counted from 1; 0 is nowhere. Indexes hold places, not pointers, so
+// that the variants of a manifest share them with it (Hold): there may be hundreds of thousands of overrides.
+type place int32
+
+// at returns the channel at p, or nil.
+func (m *Manifest) at(p place) *channel {
+	if p == 0 {
+		return nil
+	}
+	return &m.channels[p-1]
 }
 
 // policy limits how far a bundle may be from the native version (protocol 1.5 rows 15 to 19).
@@ -88,22 +102,41 @@ type Bundle struct {
 	head  template // version, url, session_key and checksum of the answer
 	files template // its delta list; empty if it has none
 	meta  string   // its link and comment
+
+	external *external // nil if the zip has no http(s) address of its own
+	mark     uint64    // of its row, see versionMark
+	original *Bundle   // what Readdress made this bundle of; nil if it is a manifest's own
 }
 
 // comparable reports whether the bundle takes part in rows 15 to 20.
 func (b *Bundle) comparable() bool { return !b.builtin && !b.unknown }
 
-// MemorySize estimates the bytes the manifest keeps in memory.
+// offerable reports whether some device may be offered the bundle. None is offered a deleted one, which hides its channel
+// or is no target (protocol 2.1, 2.3), the native one (rows 25a and 25b), nor one without an address (rows 11 and 26).
+func (b *Bundle) offerable() bool { return b.offered && !b.builtin && !b.gone }
+
+// MemorySize estimates the bytes the bundle keeps in memory, with its prepared answer.
+func (b *Bundle) MemorySize() int64 {
+	const perBundle = 512
+	size := perBundle + int64(len(b.meta)) + b.head.size() + b.files.size()
+	if b.external != nil {
+		size += b.external.size()
+	}
+	return size
+}
+
+// MemorySize estimates the bytes the manifest keeps in memory. A variant that Hold made counts like a manifest of its own,
+// although it shares nearly all with the one it was made of.
 func (m *Manifest) MemorySize() int64 {
-	const perOverride, perChannel, perBundle = 64, 512, 512
-	size := int64(1024 + m.Keys.Len()*(keySize+7) + len(m.overrides)*perOverride)
+	const perOverride, perChannel = 40, 512
+	size := int64(1024 + m.Keys.Len()*(keySize+7) + len(m.overrides)*perOverride + len(m.versions)*versionMarkSize)
 	seen := make(map[*Bundle]bool)
 	for i := range m.channels {
 		size += perChannel + 2*int64(len(m.channels[i].name))
 		for _, b := range []*Bundle{m.channels[i].stable, m.channels[i].rollout.target} {
 			if b != nil && !seen[b] {
 				seen[b] = true
-				size += perBundle + int64(len(b.meta)) + b.head.size() + b.files.size()
+				size += b.MemorySize()
 			}
 		}
 	}
@@ -140,6 +173,8 @@ type document struct {
 	faults Faults
 	keys   keyBuilder
 	twins  []twinKey
+	marks  versionMarks // of the versions read so far
+	room   []byte       // reused for each
 
 	versions span
 	used     map[int64]*Bundle // versions that a channel points at; nil until read
@@ -261,7 +296,7 @@ func (d *document) link() {
 		}
 	}
 	d.m.channels = make([]channel, len(d.channels))
-	d.m.overrides = make(map[deviceID]*channel, len(d.devices))
+	d.m.overrides = make(map[deviceID]place, len(d.devices))
 	for _, row := range d.devices {
 		d.override(row)
 	}
@@ -272,14 +307,15 @@ func (d *document) override(row deviceRow) {
 	if _, twice := d.m.overrides[row.device]; twice {
 		d.faults.add(path("device_id"), "has an override already")
 	}
-	var ch *channel
-	if i, ok := d.channelIDs[row.channel]; ok {
-		ch = &d.m.channels[i]
-	} else {
+	i, ok := d.channelIDs[row.channel]
+	if !ok {
 		d.faults.add(path("channel_id"), fmt.Sprintf("%d is not the id of a channel", row.channel))
 	}
-	d.m.overrides[row.device] = ch
+	d.m.overrides[row.device] = placeOf(i)
 }
+
+// placeOf is the place of the channel at index i.
+func placeOf(i int) place { return place(i + 1) }
 
 func (d *document) bundle(id int64, channel int, member string) *Bundle {
 	b := d.used[id]
@@ -292,22 +328,22 @@ func (d *document) bundle(id int64, channel int, member string) *Bundle {
 // index builds what Decide looks things up in. The document is free of faults.
 func (d *document) index() {
 	m := d.m
-	m.byName = make(map[string]*channel, len(d.channels))
-	m.pausedTargets = map[string]bool{}
+	m.byName = make(map[string]place, len(d.channels))
 	for i := range d.channels {
 		ch := &m.channels[i]
 		*ch = d.channels[i].channel
 		ch.misconfigured = "Channel " + ch.name + " is misconfigured"
-		m.byName[ch.name] = ch
-		d.indexPublic(ch)
-		d.indexRollout(ch)
+		m.byName[ch.name] = placeOf(i)
+		d.indexPublic(i, ch)
 		d.warnAboutNames(i, ch)
 	}
+	m.indexRollouts()
+	m.versions = d.marks.sorted()
 }
 
 // indexPublic keeps the first public channel of each platform, the lowest by name (protocol 2.1, step 4). The upstream
 // orders names by its database's collation, this edge by bytes; two candidates are an accident anyway.
-func (d *document) indexPublic(ch *channel) {
+func (d *document) indexPublic(i int, ch *channel) {
 	if !ch.public || ch.hidden() {
 		return
 	}
@@ -315,26 +351,28 @@ func (d *document) indexPublic(ch *channel) {
 		if !ch.serves[p] {
 			continue
 		}
-		old := d.m.public[p]
+		old := d.m.at(d.m.public[p])
 		if old != nil {
 			d.warn("$.channels", fmt.Sprintf("%q and %q are both public for %s; the first by name serves", old.name, ch.name, p))
 		}
 		if old == nil || ch.name < old.name {
-			d.m.public[p] = ch
+			d.m.public[p] = placeOf(i)
 		}
 	}
 }
 
-// indexRollout notes which rollouts make it worth looking at rollouts at all (protocol 2.3, fast path).
-func (d *document) indexRollout(ch *channel) {
-	r := &ch.rollout
-	if r.target == nil || !r.enabled || r.bps == 0 {
-		return
-	}
-	if r.paused {
-		d.m.pausedTargets[r.target.Name] = true
-	} else {
-		d.m.rolloutActive = true
+// indexRollouts notes which rollouts make it worth looking at rollouts at all (protocol 2.3, fast path).
+func (m *Manifest) indexRollouts() {
+	m.rolloutActive, m.pausedTargets = false, map[string]bool{}
+	for i := range m.channels {
+		r := &m.channels[i].rollout
+		switch {
+		case r.target == nil || !r.enabled || r.bps == 0:
+		case r.paused:
+			m.pausedTargets[r.target.Name] = true
+		default:
+			m.rolloutActive = true
+		}
 	}
 }
 

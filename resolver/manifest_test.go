@@ -67,6 +67,8 @@ const (
 	bpsRange   = "must be between 0 and 10000"
 )
 
+const isExternalKey = "must not begin with ext/, where the edge has objects that are not in the storage"
+
 const wantPolicy = "must be one of major, minor, patch, version_number, none"
 
 // manifestFault is a document and all that is wrong with it.
@@ -136,6 +138,12 @@ var manifestFaults = []manifestFault{
 	{"bundle key with NUL", inVersion(`,"r2_path":"orgs\u0000x.zip"`), []Fault{{"$.versions[0].r2_path", "must not contain NUL"}}},
 	{"bundle key too long", inVersion(`,"r2_path":"` + strings.Repeat("k", 1025) + `"`), []Fault{{"$.versions[0].r2_path", "is longer than 1024 bytes"}}},
 	{"bundle key with escaped dots", inVersion(`,"r2_path":"orgs/%2e%2E/x.zip"`), []Fault{{"$.versions[0].r2_path", "must not contain a segment . or .."}}},
+	{"bundle key of an object outside", inVersion(`,"r2_path":"ext/com.demo.app/1.zip"`), []Fault{{"$.versions[0].r2_path", isExternalKey}}},
+	{"bundle key of an object outside, escaped", inVersion(`,"r2_path":"e%78t%2Fcom.demo.app/1.zip"`), []Fault{{"$.versions[0].r2_path", isExternalKey}}},
+	{
+		"file key of an object outside", inVersion(`,"manifest":[{"file_name":"a","file_hash":"b","s3_path":"ext/a"}]`),
+		[]Fault{{"$.versions[0].manifest[0].s3_path", isExternalKey}},
+	},
 	{
 		"file key with ..", inVersion(`,"manifest":[{"file_name":"a","file_hash":"b","s3_path":"k"},{"file_name":"a","file_hash":"b","s3_path":".."}]`),
 		[]Fault{{"$.versions[0].manifest[1].s3_path", "must not contain a segment . or .."}},
@@ -832,6 +840,17 @@ func TestMemorySize(t *testing.T) {
 	base := mustParse(t, appOf(3, 10, 0)).MemorySize()
 	if base <= 0 {
 		t.Fatalf("%d bytes", base)
+	}
+	// A version that no channel points at costs its mark, also without any key.
+	rows := func(n int) []byte {
+		var versions []any
+		for i := range n {
+			versions = append(versions, object{"id": i, "name": "1.0.0"})
+		}
+		return toJSON(t, object{"app": object{"app_id": testApp}, "versions": versions})
+	}
+	if got := mustParse(t, rows(1000)).MemorySize() - mustParse(t, rows(0)).MemorySize(); got != 16_000 {
+		t.Errorf("1000 versions without keys count %d bytes, want 16 each", got)
 	}
 	for name, doc := range map[string][]byte{
 		"channels": appOf(300, 10, 0), "versions": appOf(3, 1000, 0), "overrides": appOf(3, 10, 1000),

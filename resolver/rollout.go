@@ -18,6 +18,12 @@ type rollout struct {
 	id      string
 }
 
+// live reports whether row 1 of the table lets the rollout count.
+func (r *rollout) live() bool { return r.target != nil && !r.target.gone && r.enabled }
+
+// gives reports whether a device that does not run the target may be given it: whether rows 5 to 9 are reached.
+func (r *rollout) gives() bool { return r.live() && !r.paused && r.bps > 0 }
+
 // derivedRolloutID stands in for a missing rollout_id: it changes whenever the target does. Frozen by a golden test,
 // because another text would draw all devices anew.
 func derivedRolloutID(channel, target int64) string {
@@ -43,7 +49,7 @@ func (m *Manifest) choose(ch *channel, c *Check) *Bundle {
 	switch {
 	case !m.rolloutActive && !m.pausedTargets[c.VersionName]: // the fast path
 		return ch.stable
-	case r.target == nil || r.target.gone || !r.enabled: // row 1
+	case !r.live(): // row 1
 		return ch.stable
 	case c.VersionName == r.target.Name: // row 2, paused or not
 		return r.target

@@ -118,7 +118,7 @@ func TestSchemaAgreesWithTheParser(t *testing.T) {
 	schema := loadSchema(t)
 	values := []string{
 		`null`, `true`, `false`, `""`, `"x"`, `"1"`, `"major"`, `"version_number"`, `"../x"`, `"a/."`, `"/x"`, `"a\\b"`, `"a\u0000b"`,
-		`"a.b/..c"`, `"a/%2e%2E/b"`, `".%2e"`, `"%2e"`, `"%2e%2e%2e/%2eb"`, `"2026-01-01T00:00:00Z"`, `"` + testDevice + `"`, `"` + strings.Repeat("k", 1024) + `"`, `"` + strings.Repeat("k", 1025) + `"`,
+		`"a.b/..c"`, `"a/%2e%2E/b"`, `".%2e"`, `"ext/a"`, `"%65x%74%2Fa"`, `"ext"`, `"Ext/ext/a"`, `"ext%2g"`, `"%2e"`, `"%2e%2e%2e/%2eb"`, `"2026-01-01T00:00:00Z"`, `"` + testDevice + `"`, `"` + strings.Repeat("k", 1024) + `"`, `"` + strings.Repeat("k", 1025) + `"`,
 		`0`, `1`, `-1`, `0.5`, `-0.5`, `10000`, `10001`, `9007199254740991`, `9007199254740992`, `18446744073709551616`, `10000000000000000000000`, `-10000000000000000000000`,
 		`[]`, `{}`, `[1]`, `[null]`, `{"id":1}`,
 	}

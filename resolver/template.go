@@ -1,7 +1,9 @@
 package resolver
 
 import (
+	"bytes"
 	"net/url"
+	"slices"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -28,6 +30,36 @@ func (t *template) append(dst []byte, base string) []byte {
 		from = cut
 	}
 	return append(dst, t.text[from:]...)
+}
+
+// addressAt returns the escaped key of the address at a cut, and where that address ends: nothing in it needs escaping in
+// JSON, so the next quote is its end.
+func (t *template) addressAt(cut int) (path string, end int) {
+	end = cut + bytes.IndexByte(t.text[cut:], '"')
+	escaped, _, _ := bytes.Cut(t.text[cut+len(FilesPath):end], []byte("?"))
+	return string(escaped), end
+}
+
+// suffixed returns a copy of t with more behind each address. keyOf tells the key that an escaped one stands for.
+func (t *template) suffixed(suffix func(dst []byte, key string) []byte, keyOf func(path string) string) template {
+	if len(t.cuts) == 0 {
+		return *t
+	}
+	out := template{cuts: make([]int, 0, len(t.cuts))}
+	from := 0
+	for i, cut := range t.cuts {
+		path, end := t.addressAt(cut)
+		out.cuts = append(out.cuts, len(out.text)+cut-from)
+		out.text = append(out.text, t.text[from:end]...)
+		before := len(out.text)
+		out.text = suffix(out.text, keyOf(path))
+		if i == 0 { // most often all are of one length: measured first, the text is written in one piece
+			out.text = slices.Grow(out.text, len(t.text)-end+(len(out.text)-before)*(len(t.cuts)-1))
+		}
+		from = end
+	}
+	out.text = append(out.text, t.text[from:]...)
+	return out
 }
 
 func (t *template) add(s string) { t.text = append(t.text, s...) }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -36,7 +35,12 @@ type versionRow struct {
 	keyID, minUpdate, link, comment                 []byte
 
 	files span // the rows of its delta list, relative to versions
+
+	mark uint64
 }
+
+// gone reports that the version was deleted. A row named builtin still counts then (protocol 2.1).
+func (v *versionRow) gone() bool { return v.deleted && string(v.name) != nameBuiltin }
 
 // plain reports that digests of this version are those of the bytes before any encryption (contract section 3).
 func (v *versionRow) plain() bool { return len(v.sessionKey) == 0 }
@@ -49,6 +53,7 @@ func (d *document) readVersions() {
 	}
 	// Room that grows would cost several times what it ends up with. No row with a key takes less than 32 bytes.
 	d.keys = newKeyBuilder(min(bytes.Count(part, []byte(`_path":`)), len(part)/32))
+	d.marks = newVersionMarks(part)
 	w := newWalker(part, "$.versions", &d.faults)
 	files := newWalker(nil, "", &d.faults)
 	w.array(func(i int) {
@@ -106,11 +111,12 @@ func (d *document) addVersion(w *walker, v *versionRow, part []byte, files *walk
 		d.versionIDs[v.id] = v.index
 	}
 	if len(v.r2Path) > 0 {
-		if fault := keyFault(v.r2Path); fault != "" {
+		if fault := rowKeyFault(v.r2Path); fault != "" {
 			w.faultIn("r2_path", fault)
 		}
 		d.addKey(v.r2Path, v.object(v.checksum, 0, DigestStored), v.index, noFile)
 	}
+	d.markVersion(v)
 	_, used := d.used[v.id]
 	used = used && v.hasID
 	list := d.readFiles(v, part[v.files.from:v.files.to], files, used && len(v.externalURL) == 0)
@@ -210,7 +216,7 @@ func (row *fileRow) judge(w *walker) bool {
 	}
 	if len(row.key) == 0 {
 		w.missing("s3_path")
-	} else if fault := keyFault(row.key); fault != "" {
+	} else if fault := rowKeyFault(row.key); fault != "" {
 		w.faultIn("s3_path", fault)
 		return false
 	}
@@ -251,19 +257,21 @@ func (d *document) compile(v *versionRow, files template) *Bundle {
 		Name:    name,
 		builtin: name == nameBuiltin,
 		unknown: name == nameUnknown,
-		gone:    v.deleted && name != nameBuiltin,
+		gone:    v.gone(),
 		stored:  external != "" || hasZip || !files.empty(),
 		offered: hasZip || !files.empty(),
 		keyID:   string(v.keyID),
 		head:    d.compileHead(v),
 		files:   files,
+		mark:    v.mark,
 	}
 	b.number, b.isSem = numberOf(name)
 	if b.hasMin = len(v.minUpdate) > 0; b.hasMin {
 		b.minNative, b.minIsSem = numberOf(string(v.minUpdate))
 	}
 	if external != "" {
-		b.offered = strings.HasPrefix(external, "http://") || strings.HasPrefix(external, "https://")
+		b.external = newExternal(v, external)
+		b.offered = b.external != nil
 	}
 	if b.stored && len(v.checksum) == 0 {
 		d.warn(fmt.Sprintf("$.versions[%d].checksum", v.index), "is missing; plugins from 8.51.23 on refuse a bundle without it")
@@ -279,14 +287,12 @@ func (d *document) compile(v *versionRow, files template) *Bundle {
 
 func (d *document) compileHead(v *versionRow) template {
 	var t template
-	t.add(`{"version":`)
-	t.quote(v.name)
-	t.add(`,"url":`)
+	t.add(beforeURL(v.name))
 	switch {
 	case len(v.externalURL) > 0:
 		t.quote(v.externalURL)
 	case len(v.r2Path) > 0:
-		t.address(d.m.AppID, v.r2Path, url.QueryEscape(string(v.checksum)))
+		t.address(d.m.AppID, v.r2Path, v.zipVersion())
 	default:
 		t.quote([]byte(noZip))
 	}
@@ -300,6 +306,12 @@ func (d *document) compileHead(v *versionRow) template {
 	}
 	return template{fit(t.text), fit(t.cuts)}
 }
+
+// beforeURL is what stands before the address of the zip in an answer that offers the version of that name.
+func beforeURL[T string | []byte](name T) string { return `{"version":` + quoted(name) + `,"url":` }
+
+// zipVersion is the value of "key" in the address of the zip (protocol 3.2).
+func (v *versionRow) zipVersion() string { return url.QueryEscape(string(v.checksum)) }
 
 func numberOf(name string) (version, bool) {
 	v, _, err := parseVersion(name)
