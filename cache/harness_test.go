@@ -139,7 +139,7 @@ func (o *fakeOrigin) decode(_ string, raw, memo []byte) (*value, int64, error) {
 }
 
 // replace remembers what came before.
-func replace(old, next *value) []byte {
+func replace(old, next *value, _ []byte) []byte {
 	next.memo = old.text + " " + old.memo
 	return []byte(next.memo)
 }

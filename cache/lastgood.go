@@ -84,6 +84,29 @@ func (l *LastGood) load(key Key) (*copyOf, error) {
 	return c, nil
 }
 
+// Names lists the documents of a scope that there are copies of. What cannot be read is left out.
+func (l *LastGood) Names(scope string) []string {
+	dir := filepath.Join(l.dir, hashName(scope))
+	files, _ := os.ReadDir(dir) // none is as good an answer
+	var names []string
+	for _, file := range files {
+		if r, err := readFirstLine(filepath.Join(dir, file.Name())); err == nil && r.Scope == scope {
+			names = append(names, r.Name)
+		}
+	}
+	return names
+}
+
+func readFirstLine(path string) (r record, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return r, err
+	}
+	defer f.Close() //nolint:errcheck // only read from
+	err = json.NewDecoder(f).Decode(&r)
+	return r, err
+}
+
 func parseCopy(raw []byte, key Key) (*copyOf, error) {
 	line, rest, ok := bytes.Cut(raw, []byte{'\n'})
 	if !ok {

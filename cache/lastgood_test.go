@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -221,11 +222,11 @@ func TestDiskFailsRevision(t *testing.T) {
 		o.put(app, "two")
 		// Only the save fails, not the touch: the copy's directory takes no new file.
 		path := m.lastGood.path(key)
-		s.Replace = func(old, next *value) []byte {
+		s.Replace = func(old, next *value, _ []byte) []byte {
 			if err := errors.Join(os.Rename(filepath.Dir(path), filepath.Dir(path)+".away"), os.WriteFile(filepath.Dir(path), nil, 0o600)); err != nil {
 				t.Error(err)
 			}
-			return replace(old, next)
+			return replace(old, next, nil)
 		}
 		s.ReportDisk = func(string, error) {
 			_ = os.Remove(filepath.Dir(path))
@@ -335,5 +336,32 @@ func TestLastGoodNames(t *testing.T) {
 		if c, err := l.load(k); err != nil || string(c.Raw) != k.Scope+"|"+k.Name {
 			t.Errorf("%q: %+v, %v", k, c, err)
 		}
+	}
+}
+
+// TestLastGoodLists the names of a scope, and nothing that is damaged.
+func TestLastGoodLists(t *testing.T) {
+	l, err := OpenLastGood(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names := l.Names(scope); len(names) != 0 {
+		t.Errorf("of nothing: %q", names)
+	}
+	for _, name := range []string{"b", "a"} {
+		if err := l.save(Key{scope, name}, Document{Raw: []byte("text of " + name)}, []byte("memo")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.save(Key{"other", "c"}, Document{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(l.path(Key{scope, "a"})), "damaged"), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	names := l.Names(scope)
+	slices.Sort(names)
+	if !slices.Equal(names, []string{"a", "b"}) {
+		t.Errorf("names %q", names)
 	}
 }

@@ -57,9 +57,11 @@ type Source[V any] struct {
 	// Decode compiles a document and says how many bytes the result takes. memo is what Replace returned when the
 	// document was fetched. Decode may keep neither slice.
 	Decode func(name string, raw, memo []byte) (V, int64, error)
-	// Replace is called when next takes the place of old, before anyone else sees next. What it returns is kept on disk
-	// with the document. It may be nil.
-	Replace func(old, next V) (memo []byte)
+	// Replace is called when next takes the place of old, before anyone else sees next; raw is the document that next was
+	// compiled from, and not to be kept. What it returns is kept on disk with the document. It may be nil.
+	Replace func(old, next V, raw []byte) (memo []byte)
+	// Publish is told of each value that takes its place in memory, once others can see it. It may be nil.
+	Publish func(name string, v V)
 	// Admit is asked before a name of which nothing is known costs the origin a request.
 	Admit func() bool
 	// Report is told how each request to the origin ended, nil for well, and whether the document was known before.
@@ -347,7 +349,7 @@ func (m *Memory[V]) restore(s *Source[V], key Key) *entry[V] {
 	if now := m.lookup(key); now != nil { // a request ended meanwhile, and what it brought must not be undone
 		return now
 	}
-	m.keep(e)
+	m.keep(s, e)
 	return e
 }
 
@@ -435,11 +437,11 @@ func (m *Memory[V]) publish(s *Source[V], key Key, prev *entry[V], doc Document)
 			return nil, err
 		}
 		if prev != nil && s.Replace != nil {
-			next.memo = s.Replace(prev.value, next.value)
+			next.memo = s.Replace(prev.value, next.value, doc.Raw)
 		}
 	}
 	m.save(s, next, doc.Raw)
-	m.keep(next)
+	m.keep(s, next)
 	return next, nil
 }
 
@@ -508,9 +510,12 @@ func (m *Memory[V]) newEntry(key Key, doc Document) *entry[V] {
 }
 
 // keep offers e to the memory, and returns once a lookup would show it unless there is no room for it.
-func (m *Memory[V]) keep(e *entry[V]) {
+func (m *Memory[V]) keep(s *Source[V], e *entry[V]) {
 	m.cache.Set(m.hash(e.key), e, e.cost())
 	m.cache.Wait()
+	if s.Publish != nil {
+		s.Publish(e.key.Name, e.value)
+	}
 }
 
 func (m *Memory[V]) lookup(key Key) *entry[V] {

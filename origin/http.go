@@ -63,9 +63,24 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 	if h.stall <= 0 {
 		h.stall = 30 * time.Second
 	}
-	var transport http.RoundTripper = &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+	var transport http.RoundTripper = newTransport(http.ProxyFromEnvironment, newDialer().DialContext)
+	if o.WrapTransport != nil {
+		transport = o.WrapTransport(transport)
+	}
+	h.client = &http.Client{Transport: transport, CheckRedirect: h.checkRedirect}
+	return h, nil
+}
+
+func newDialer() *net.Dialer {
+	return &net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}
+}
+
+func newTransport(
+	proxy func(*http.Request) (*url.URL, error), dial func(ctx context.Context, network, address string) (net.Conn, error),
+) *http.Transport {
+	return &http.Transport{
+		Proxy:                  proxy,
+		DialContext:            dial,
 		TLSHandshakeTimeout:    5 * time.Second,
 		ResponseHeaderTimeout:  10 * time.Second,
 		ForceAttemptHTTP2:      true,
@@ -74,11 +89,6 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 		DisableCompression:     true, // objects are passed on as they are
 		MaxResponseHeaderBytes: 64 << 10,
 	}
-	if o.WrapTransport != nil {
-		transport = o.WrapTransport(transport)
-	}
-	h.client = &http.Client{Transport: transport, CheckRedirect: h.checkRedirect}
-	return h, nil
 }
 
 // Identity implements Store.
@@ -134,8 +144,13 @@ func (h *HTTP) Get(ctx context.Context, key string, opts GetOptions) (*Object, e
 		cancel(nil)
 		return nil, unavailable("%w", publicError(err))
 	}
-	resp.Body = newWatchedBody(resp.Body, h.stall, cancel)
-	object, err := h.object(resp, opts)
+	return open(resp, h.stall, cancel, opts)
+}
+
+// open turns a response into an Object that ends the request when it stalls or is closed.
+func open(resp *http.Response, stall time.Duration, cancel context.CancelCauseFunc, opts GetOptions) (*Object, error) {
+	resp.Body = newWatchedBody(resp.Body, stall, cancel)
+	object, err := newObject(resp, opts)
 	if err != nil {
 		if 0 < resp.ContentLength && resp.ContentLength <= smallBody { // an error page: read, it leaves the connection usable
 			_, _ = io.Copy(io.Discard, resp.Body)
@@ -216,8 +231,8 @@ func escapeKey(key string) string {
 	return strings.Join(segments, "/")
 }
 
-// object turns a response into an Object whose body begins at the offset asked for.
-func (h *HTTP) object(resp *http.Response, opts GetOptions) (*Object, error) {
+// newObject turns a response into an Object whose body begins at the offset asked for.
+func newObject(resp *http.Response, opts GetOptions) (*Object, error) {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent:
 	case http.StatusNotModified:
