@@ -89,7 +89,7 @@ const (
 type Expect struct {
 	Covers DigestOf
 	SHA256 [sha256.Size]byte
-	// Size is the size of the decoded content, for DecodedDigest; 0 if it is not known.
+	// Size is for New, which may need to know what size was told; 0 if none was.
 	Size int64
 	// New makes what verifies a DecodedDigest.
 	New func(e *Expect) Verifier
@@ -188,9 +188,10 @@ var (
 
 // objectFailure remembers why the last fill failed.
 type objectFailure struct {
-	until time.Time
-	count int
-	err   error
+	until  time.Time
+	count  int
+	expect Expect // another content may well be had
+	err    error
 }
 
 // How long an object that could not be had is not asked for again. A mismatch is somebody's mistake, which takes its time
@@ -325,7 +326,7 @@ func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
 		if o != nil || err != nil {
 			return o, Hit, err
 		}
-		f, access, err := d.join(id, r)
+		f, access, err := d.join(ctx, id, r)
 		switch {
 		case errors.Is(err, errNotStorable):
 			return d.openBypass(ctx, id, r)
@@ -489,7 +490,7 @@ func (d *Disk) Stored(r *Request) bool {
 // Fetch has the object stored, without reading it. It returns when that is done.
 func (d *Disk) Fetch(ctx context.Context, r *Request) error {
 	for !d.Stored(r) {
-		f, _, err := d.join(d.id(r.Key), r)
+		f, _, err := d.join(ctx, d.id(r.Key), r)
 		if err != nil {
 			return err
 		}
@@ -519,7 +520,7 @@ func (d *Disk) Prefer(group Key, keys []Key) {
 
 // join returns the running fill of an object, or starts one. The caller must leave it. It returns no fill if the object
 // was stored meanwhile.
-func (d *Disk) join(id objectID, r *Request) (*fill, Access, error) {
+func (d *Disk) join(ctx context.Context, id objectID, r *Request) (*fill, Access, error) {
 	for {
 		d.mu.Lock()
 		if d.closed {
@@ -534,13 +535,17 @@ func (d *Disk) join(id objectID, r *Request) (*fill, Access, error) {
 			return f, Collapsed, nil
 		case f != nil: // of another content under the same name: one after the other
 			d.mu.Unlock()
-			<-f.ended
+			select {
+			case <-f.ended:
+			case <-ctx.Done():
+				return nil, 0, context.Cause(ctx)
+			}
 			continue
 		case d.index.has(id):
 			d.mu.Unlock()
 			return nil, Hit, nil
 		}
-		if last, ok := d.failures.Get(id); ok && d.now().Before(last.until) {
+		if last, ok := d.failures.Get(id); ok && last.expect.same(&r.Expect) && d.now().Before(last.until) {
 			d.mu.Unlock()
 			return nil, 0, last.err
 		}
@@ -568,7 +573,7 @@ func (d *Disk) ended(f *fill, err error) {
 	case errors.Is(err, errAbandoned), errors.Is(err, ErrClosed):
 	default:
 		last, _ := d.failures.Get(f.id)
-		next := objectFailure{count: last.count + 1, err: err}
+		next := objectFailure{count: last.count + 1, expect: f.expect, err: err}
 		next.until = d.now().Add(retryAfter(err, last.count))
 		d.failures.Add(f.id, next)
 	}

@@ -370,7 +370,7 @@ func (o *Object) fallBack(cause error) error {
 	o.d.drop(&o.request, o.id, o.entry, cause)
 	err := o.file.Close()
 	o.file = nil
-	f, _, joinErr := o.d.join(o.id, &o.request)
+	f, _, joinErr := o.d.join(o.ctx, o.id, &o.request)
 	switch {
 	case joinErr != nil || f == nil: // the origin is asked for the rest
 		return nil //nolint:nilerr // it may well answer

@@ -35,7 +35,7 @@ func (h *Handler) serveObject(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "invalid_file_path", "This is not the path of a file")
 		return
 	}
-	key, known, err := h.locate(r.Context(), appOf(r, keys[0]), keys)
+	t, err := h.locate(r.Context(), appOf(r, keys[0]), keys)
 	switch {
 	case errors.Is(err, cache.ErrNotFound):
 		h.runtime.counters.object(objectMissing)
@@ -44,7 +44,7 @@ func (h *Handler) serveObject(w http.ResponseWriter, r *http.Request) {
 		h.runtime.counters.object(objectFailed)
 		refuseUnavailable(w)
 	default:
-		h.deliver(w, r, key, known)
+		h.authorize(w, r, t)
 	}
 }
 
@@ -73,30 +73,50 @@ func appOf(r *http.Request, key string) string {
 
 // locate finds which of the keys the app's manifest names. A key it does not name may be one that another site has just
 // told of, so the origin is asked once more before it is denied (contract section 3).
-func (h *Handler) locate(ctx context.Context, appID string, keys []string) (string, resolver.Object, error) {
+func (h *Handler) locate(ctx context.Context, appID string, keys []string) (target, error) {
 	if len(appID) > maxAppIDLen || !resolver.IsAppID(appID) || !h.serves(appID) {
-		return "", resolver.Object{}, cache.ErrNotFound
+		return target{}, cache.ErrNotFound
 	}
 	app, _, err := h.library.get(ctx, appID)
 	if err != nil {
-		return "", resolver.Object{}, err
+		return target{}, err
 	}
 	for try := 0; ; try++ {
-		if key, o, ok := app.find(keys...); ok {
-			return key, o, nil
+		if t, ok := app.find(keys...); ok {
+			return t, nil
 		}
 		if try > 0 {
-			return "", resolver.Object{}, cache.ErrNotFound
+			return target{}, cache.ErrNotFound
 		}
 		if app, err = h.library.renew(ctx, appID); err != nil {
-			return "", resolver.Object{}, err
+			return target{}, err
 		}
 	}
 }
 
+// authorize delivers an object, if the address is one that this site gave out.
+func (h *Handler) authorize(w http.ResponseWriter, r *http.Request, t target) {
+	if h.address != nil && h.address.signer != nil {
+		if err := h.address.signer.verify(r.URL.Query(), t.key, time.Now()); err != nil {
+			h.runtime.counters.object(objectDenied)
+			code := "invalid_signature"
+			if errors.Is(err, errExpired) {
+				code = "expired_signature"
+			}
+			refuse(w, http.StatusForbidden, code, "Ask for the update again: "+err.Error())
+			return
+		}
+	}
+	h.deliver(w, r, t)
+}
+
 // deliver hands out an object: from the store, or while it comes in.
-func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, key string, known resolver.Object) {
-	request := h.shelf.request(key, known)
+func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
+	request := h.shelves.request(t)
+	if request == nil { // an external bundle of a host that is not listed any more
+		h.refuseObject(w, r, cache.ErrNotFound)
+		return
+	}
 	hint := hintOf(r)
 	request.Offset, request.Length = hint.first, hint.length
 	object, access, err := h.runtime.openObject(r.Context(), request)
@@ -110,7 +130,7 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, key string, kn
 		return
 	}
 	h.runtime.counters.object(objectStateOf(access))
-	setObjectHeaders(w.Header(), key, known, object.Info(), access)
+	setObjectHeaders(w.Header(), t, object.Info(), access)
 	if object.Info().Size < 0 {
 		deliverUnsized(w, r, object)
 	} else {
@@ -215,12 +235,12 @@ var accessStatus = map[cache.Access][]string{
 }
 
 // setObjectHeaders sets what contract section 3 asks of every answer with an object.
-func setObjectHeaders(header http.Header, key string, known resolver.Object, info cache.Info, access cache.Access) {
+func setObjectHeaders(header http.Header, t target, info cache.Info, access cache.Access) {
 	header["Content-Type"] = binaryType
-	if strings.HasSuffix(key, ".zip") {
+	if t.url != "" || strings.HasSuffix(t.key, ".zip") {
 		header["Content-Type"] = zipType
 	}
-	if tag := entityTag(known, info); tag != "" {
+	if tag := entityTag(t.known, info); tag != "" {
 		header["Etag"] = []string{tag}
 	}
 	header["Cache-Control"] = immutable
@@ -229,8 +249,8 @@ func setObjectHeaders(header http.Header, key string, known resolver.Object, inf
 	header["X-Content-Type-Options"] = noSniff
 	header["Accept-Ranges"] = acceptBytes
 	header["Cache-Status"] = accessStatus[access]
-	if known.Covers == resolver.DigestStored {
-		header["Repr-Digest"] = []string{"sha-256=:" + base64.StdEncoding.EncodeToString(known.SHA256[:]) + ":"}
+	if t.known.Covers == resolver.DigestStored {
+		header["Repr-Digest"] = []string{"sha-256=:" + base64.StdEncoding.EncodeToString(t.known.SHA256[:]) + ":"}
 	}
 }
 

@@ -70,6 +70,15 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		origin http <base url> {
 //			header <name> <value>
 //		}
+//		origin s3 <bucket> {
+//			region        <region>
+//			endpoint      <url>
+//			prefix        <prefix>
+//			access_key    <key>
+//			secret_key    <key>
+//			session_token <token>
+//			path_style
+//		}
 //		manifests [<key>] {
 //			fresh       <duration>
 //			stale_while <duration>
@@ -80,7 +89,11 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		apps       <pattern...>
 //		public_url <url>
 //		bundles {
-//			cors <origin...>
+//			announce now | warm <max wait>
+//			prefetch on | off | channels
+//			external pass | proxy <host...>
+//			sign     <secret> [<old secret>] <ttl>
+//			cors     <origin...>
 //		}
 //		debug
 //	}
@@ -223,28 +236,6 @@ func (m *Manifests) unmarshal(d *caddyfile.Dispenser) error {
 	complete := *m // judged with its defaults, written without
 	complete.setDefaults()
 	return atLine(d, complete.check())
-}
-
-func (b *Bundles) unmarshal(d *caddyfile.Dispenser) error {
-	if err := noMoreArguments(d); err != nil {
-		return err
-	}
-	seen := once{}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := seen.check(d); err != nil {
-			return err
-		}
-		if d.Val() != "cors" {
-			return unknown(d, "cors")
-		}
-		if err := arguments(d, &b.CORS); err != nil {
-			return err
-		}
-		if err := checkCORS(b.CORS); err != nil {
-			return atLine(d, err)
-		}
-	}
-	return nil
 }
 
 // once notes the options of a block, none of which may stand twice.

@@ -23,8 +23,22 @@ type decodedVerifier struct {
 	err    error // set before done is closed, as digest and size are
 }
 
-// maxDecoded bounds the decoding of a file whose size the manifest does not tell. No file of a web app is as large.
-const maxDecoded = 1 << 30
+// The bounds of decoding, which keep a small file from costing a lot of time. Exporters write either size as file_size, that
+// of the file and that of the object as it is stored; the digest is what proves the content. So the bound is what no file of
+// either size decodes to in earnest.
+const (
+	maxRatio     = 64
+	leastDecoded = 16 << 20 // some files are very regular
+	mostDecoded  = 1 << 30
+)
+
+// decodedLimit is how much a file with this file_size may decode to; 0 stands for an unknown one.
+func decodedLimit(fileSize int64) int64 {
+	if fileSize == 0 || fileSize > mostDecoded/maxRatio {
+		return mostDecoded
+	}
+	return max(fileSize*maxRatio, leastDecoded)
+}
 
 func newDecodedVerifier(e *cache.Expect) cache.Verifier {
 	out, in := io.Pipe()
@@ -43,16 +57,13 @@ func (v *decodedVerifier) decode(in io.Reader) (err error) {
 			err = fmt.Errorf("decoding: %v", p)
 		}
 	}()
-	limit := v.expect.Size
-	if limit == 0 {
-		limit = maxDecoded
-	}
+	limit := decodedLimit(v.expect.Size)
 	v.size, err = io.Copy(v.digest, io.LimitReader(brotli.NewReader(in), limit+1))
 	switch {
 	case err != nil:
 		return fmt.Errorf("it is not brotli: %w", err)
 	case v.size > limit:
-		return fmt.Errorf("it decodes to more than the %d bytes of its file_size", limit)
+		return fmt.Errorf("it decodes to more than %d bytes, far more than its file_size, %d", limit, v.expect.Size)
 	}
 	if n, _ := io.Copy(io.Discard, in); n > 0 {
 		return fmt.Errorf("%d bytes stand behind the end of the brotli stream", n)

@@ -46,15 +46,9 @@ type Handler struct {
 	log      *zap.Logger
 	store    origin.Store
 	library  *library
-	shelf    *shelf
-	scratch  *sync.Pool // of *scratch
-}
-
-// Bundles configures how bundles are handed out.
-type Bundles struct {
-	// CORS are origins that web pages may use this edge from, such as https://app.example.com, besides the web views of
-	// Capacitor and Ionic on localhost, which always may.
-	CORS []string `json:"cors,omitempty"`
+	shelves  *shelves
+	address  *readdresser // nil if prepared addresses are right as they are
+	scratch  *sync.Pool   // of *scratch
 }
 
 // CaddyModule implements caddy.Module.
@@ -65,19 +59,23 @@ func (Handler) CaddyModule() caddy.ModuleInfo {
 // Provision reads the configuration. It touches neither disk nor network.
 func (h *Handler) Provision(ctx caddy.Context) error {
 	h.log = ctx.Logger()
-	if err := h.provisionOrigin(ctx); err != nil {
+	err := h.provisionOrigin(ctx)
+	if err != nil {
 		return err
 	}
 	if h.Manifests == nil {
 		h.Manifests = new(Manifests)
 	}
-	if err := h.Manifests.provision(); err != nil {
+	if err = h.Manifests.provision(); err != nil {
 		return err
 	}
 	if h.Bundles == nil {
 		h.Bundles = new(Bundles)
 	}
-	if err := h.checkAddresses(); err != nil {
+	if h.address, err = h.Bundles.provision(); err != nil {
+		return err
+	}
+	if err = h.checkAddresses(); err != nil {
 		return err
 	}
 	module, err := ctx.App(moduleName)
@@ -86,8 +84,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	app := module.(*App)
 	h.runtime, h.settings = app.runtime, app.settings
-	h.library = newLibrary(h.runtime, h.store, h.Manifests)
-	h.shelf = newShelf(h.runtime, h.store)
+	h.shelves = newShelves(h.runtime, h.store, h.address)
+	h.library = newLibrary(h.runtime, h.store, h.Manifests, h.Bundles, h.shelves)
+	h.runtime.enroll(h.library)
 	h.scratch = &sync.Pool{New: func() any { return new(scratch) }}
 	return nil
 }
@@ -119,7 +118,7 @@ func (h *Handler) checkAddresses() error {
 	if err := checkApps(h.Apps); err != nil {
 		return err
 	}
-	return checkCORS(h.Bundles.CORS)
+	return nil
 }
 
 func checkPublicURL(s string) error {
@@ -156,6 +155,12 @@ func checkCORS(origins []string) error {
 func (h *Handler) Cleanup() error {
 	if store, ok := h.store.(interface{ CloseIdleConnections() }); ok {
 		store.CloseIdleConnections()
+	}
+	if h.address != nil && h.address.external != nil {
+		h.address.external.CloseIdleConnections()
+	}
+	if h.library != nil {
+		h.runtime.dismiss(h.library)
 	}
 	return nil
 }

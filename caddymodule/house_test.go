@@ -161,7 +161,8 @@ func TestREADME(t *testing.T) {
 		t.Error(err)
 	}
 	for _, option := range []string{
-		"storage", "max_size", "min_free", "memory", "origin file", "origin http", "header", "manifests", "fresh", "stale_while", "stale", "negative",
+		"storage", "max_size", "min_free", "memory", "origin file", "origin http", "header", "origin s3", "region",
+		"endpoint", "prefix", "access_key", "secret_key", "session_token", "path_style", "announce", "prefetch", "external", "sign", "manifests", "fresh", "stale_while", "stale", "negative",
 		"max_size", "apps", "public_url", "cors", "debug",
 	} {
 		if !strings.Contains(readme, "`"+option) {

@@ -2,11 +2,12 @@ package caddymodule
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -78,14 +79,57 @@ func setDefault[T comparable](field *T, value T) {
 
 // release is what is known of one app: its manifest, and the keys that earlier revisions of it named.
 type release struct {
-	manifest *resolver.Manifest
-	retired  []retiredKeys // newest first
+	manifest  *resolver.Manifest
+	externals map[string]externalObject // by key
+	retired   []retiredKeys             // newest first
+	hold      atomic.Pointer[hold]      // nil if nothing is held back
+	news      []string                  // keys that the revision before did not name, if they are to be fetched
 }
 
 // retiredKeys are keys a revision took away. Phones that were told of them may still be downloading.
 type retiredKeys struct {
-	keys  *resolver.Keys
-	until time.Time
+	keys      *resolver.Keys
+	externals map[string]externalObject
+	until     time.Time
+}
+
+// externalObject is the zip of a bundle that lies outside the origin's storage.
+type externalObject struct {
+	url   string
+	known resolver.Object
+}
+
+// externalsOf are the external objects that the channels of a manifest lead to.
+func externalsOf(m *resolver.Manifest) map[string]externalObject {
+	externals := map[string]externalObject{}
+	for b := range offeredBy(m) {
+		if url, known, ok := b.External(); ok {
+			externals[resolver.ExternalKey(m.AppID, url)] = externalObject{url, known}
+		}
+	}
+	return externals
+}
+
+// offeredBy yields the bundles that the channels of a manifest offer, those of public channels first.
+func offeredBy(m *resolver.Manifest) iter.Seq2[*resolver.Bundle, bool] {
+	return func(yield func(b *resolver.Bundle, public bool) bool) {
+		for _, public := range []bool{true, false} {
+			for ch := range m.Channels() {
+				for _, b := range []*resolver.Bundle{ch.Stable, ch.Target} {
+					if b != nil && ch.Public == public && !yield(b, public) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// target is an object that a manifest names.
+type target struct {
+	key   string // as its address has it
+	url   string // where it is, if not in the origin's storage
+	known resolver.Object
 }
 
 // Retired keys stay served for an hour (contract section 3), of so many revisions at the most.
@@ -95,70 +139,56 @@ const (
 	maxAppIDLen = 128
 )
 
-// find returns the first of the keys that the manifest names, or that an earlier revision named of late, and what is known
-// of that object.
-func (r *release) find(keys ...string) (string, resolver.Object, bool) {
-	for _, key := range keys {
-		if o, ok := r.manifest.Keys.Find(key); ok {
-			return key, o, true
-		}
+// find returns what the first of the keys stands for that the manifest names, or that an earlier revision named of late.
+func (r *release) find(keys ...string) (target, bool) {
+	if t, ok := findIn(&r.manifest.Keys, r.externals, keys); ok {
+		return t, true
 	}
-	for _, old := range r.retired {
+	for i := range r.retired {
+		old := &r.retired[i]
 		if !time.Now().Before(old.until) {
 			continue
 		}
-		for _, key := range keys {
-			if o, ok := old.keys.Find(key); ok {
-				return key, o, true
-			}
+		if t, ok := findIn(old.keys, old.externals, keys); ok {
+			return t, true
 		}
 	}
-	return "", resolver.Object{}, false
+	return target{}, false
+}
+
+func findIn(named *resolver.Keys, externals map[string]externalObject, keys []string) (target, bool) {
+	for _, key := range keys {
+		if o, ok := named.Find(key); ok {
+			return target{key: key, known: o}, true
+		}
+		if e, ok := externals[key]; ok {
+			return target{key: key, url: e.url, known: e.known}, true
+		}
+	}
+	return target{}, false
 }
 
 // retire notes in next what it takes away from old, and returns that in a form decodeRetired reads.
 func retire(old, next *release) []byte {
 	now := time.Now()
-	gone := old.manifest.Keys.Without(&next.manifest.Keys)
-	if gone.Len() > 0 {
-		next.retired = append(next.retired, retiredKeys{gone, now.Add(retiredFor)})
+	gone := retiredKeys{keys: old.manifest.Keys.Without(&next.manifest.Keys), until: now.Add(retiredFor)}
+	for key, e := range old.externals {
+		if _, ok := next.externals[key]; !ok {
+			if gone.externals == nil {
+				gone.externals = map[string]externalObject{}
+			}
+			gone.externals[key] = e
+		}
+	}
+	if gone.keys.Len()+len(gone.externals) > 0 {
+		next.retired = append(next.retired, gone)
 	}
 	for _, r := range old.retired {
 		if now.Before(r.until) && len(next.retired) < maxRetired {
 			next.retired = append(next.retired, r)
 		}
 	}
-	var memo []byte
-	for _, r := range next.retired {
-		keys := r.keys.AppendBinary(nil)
-		memo = binary.AppendVarint(memo, r.until.Unix())
-		memo = binary.AppendUvarint(memo, uint64(len(keys)))
-		memo = append(memo, keys...)
-	}
-	return memo
-}
-
-// decodeRetired reads what retire wrote. What cannot be read is left out: such keys are only a courtesy.
-func decodeRetired(memo []byte) []retiredKeys {
-	var retired []retiredKeys
-	for len(memo) > 0 {
-		until, n := binary.Varint(memo)
-		if n <= 0 {
-			return retired
-		}
-		memo = memo[n:]
-		size, n := binary.Uvarint(memo)
-		if n <= 0 || size > uint64(len(memo)-n) {
-			return retired
-		}
-		keys, ok := resolver.ParseKeys(memo[n : n+int(size)])
-		if !ok {
-			return retired
-		}
-		retired = append(retired, retiredKeys{keys, time.Unix(until, 0)})
-		memo = memo[n+int(size):]
-	}
-	return retired
+	return encodeRetired(next.retired)
 }
 
 // library gives the release of an app, from the runtime's memory or the site's origin.
@@ -167,10 +197,12 @@ type library struct {
 	store   origin.Store
 	config  *Manifests
 	source  cache.Source[*release]
+	shelves *shelves
+	bundles *Bundles
 }
 
-func newLibrary(r *runtime, store origin.Store, config *Manifests) *library {
-	l := &library{runtime: r, store: store, config: config}
+func newLibrary(r *runtime, store origin.Store, config *Manifests, bundles *Bundles, s *shelves) *library {
+	l := &library{runtime: r, store: store, config: config, bundles: bundles, shelves: s}
 	l.source = cache.Source[*release]{
 		Scope: store.Identity() + " " + config.Key,
 		Ages: cache.Ages{
@@ -179,7 +211,8 @@ func newLibrary(r *runtime, store origin.Store, config *Manifests) *library {
 		},
 		Fetch:      l.fetch,
 		Decode:     l.decode,
-		Replace:    retire,
+		Replace:    l.replace,
+		Publish:    l.publish,
 		Admit:      r.misses.Allow,
 		Report:     l.report,
 		ReportDisk: l.reportDisk,
@@ -262,12 +295,42 @@ func (l *library) decode(appID string, raw, memo []byte) (*release, int64, error
 		}}}
 	}
 	l.logWarnings(m)
-	r := &release{manifest: m, retired: decodeRetired(memo)}
-	size := m.MemorySize()
+	r := &release{manifest: m, externals: externalsOf(m), retired: decodeRetired(memo)}
+	size := m.MemorySize() + int64(len(r.externals))*512
 	for _, old := range r.retired {
-		size += int64(old.keys.Len()) * 80
+		size += int64(old.keys.Len())*80 + int64(len(old.externals))*512
 	}
 	return r, size, nil
+}
+
+// replace prepares next to take the place of old.
+func (l *library) replace(old, next *release, raw []byte) []byte {
+	if l.bundles.AnnounceWarm > 0 {
+		next.holdBack(old, time.Duration(l.bundles.AnnounceWarm), l.shelves)
+	}
+	if l.bundles.Prefetch == prefetchOn {
+		next.news = resolver.NewKeys(raw, &old.manifest.Keys)
+	}
+	return retire(old, next)
+}
+
+// wake loads the apps that are known from before a restart, so that what is missing of them is fetched before it is asked
+// for.
+func (l *library) wake(ctx context.Context) {
+	if l.bundles.Prefetch == prefetchOff {
+		return
+	}
+	for _, appID := range l.runtime.lastGood.Names(l.source.Scope) {
+		if ctx.Err() != nil {
+			return
+		}
+		_, _, _ = l.get(ctx, appID) // how that goes is reported where it is done
+	}
+}
+
+// publish has the store keep what the release's channels point at, and fetch what it does not have.
+func (l *library) publish(_ string, r *release) {
+	l.runtime.warmer.warm(l, r)
 }
 
 func (l *library) logWarnings(m *resolver.Manifest) {

@@ -17,6 +17,7 @@ func init() {
 	caddy.RegisterModule(Handler{})
 	caddy.RegisterModule(FileOrigin{})
 	caddy.RegisterModule(HTTPOrigin{})
+	caddy.RegisterModule(S3Origin{})
 	httpcaddyfile.RegisterGlobalOption(moduleName, parseApp)
 	httpcaddyfile.RegisterHandlerDirective(moduleName, parseHandler)
 	// Before respond, so that a site may end in "respond 404"; it comes before reverse_proxy and file_server too. What
@@ -41,4 +42,6 @@ var (
 	_ caddyfile.Unmarshaler = (*FileOrigin)(nil)
 	_ Origin                = (*HTTPOrigin)(nil)
 	_ caddyfile.Unmarshaler = (*HTTPOrigin)(nil)
+	_ Origin                = (*S3Origin)(nil)
+	_ caddyfile.Unmarshaler = (*S3Origin)(nil)
 )

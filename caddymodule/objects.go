@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -23,6 +24,54 @@ type shelf struct {
 
 func newShelf(r *runtime, store origin.Store) *shelf {
 	return &shelf{runtime: r, store: store, scope: store.Identity()}
+}
+
+// shelves are where a site's objects are.
+type shelves struct {
+	own      *shelf
+	external *shelf // nil if external bundles do not come through this edge
+	proxies  func(url string) bool
+}
+
+func newShelves(r *runtime, store origin.Store, a *readdresser) *shelves {
+	s := &shelves{own: newShelf(r, store), proxies: func(string) bool { return false }}
+	if a != nil && a.external != nil {
+		s.external, s.proxies = newShelf(r, a.external), a.proxies
+	}
+	return s
+}
+
+// request asks the object store for what an address stands for; nil if that does not come through this edge.
+func (s *shelves) request(t target) *cache.Request {
+	switch {
+	case t.url == "":
+		return s.own.request(t.key, t.known)
+	case s.proxies(t.url):
+		return s.external.request(t.url, t.known)
+	}
+	return nil
+}
+
+// requests are those for all objects of a bundle that come through this edge.
+func (s *shelves) requests(m *resolver.Manifest, b *resolver.Bundle) []*cache.Request {
+	var requests []*cache.Request
+	if url, known, ok := b.External(); ok && s.proxies(url) {
+		requests = append(requests, s.external.request(url, known))
+	}
+	for key, known := range b.Objects(m) {
+		requests = append(requests, s.own.request(key, known))
+	}
+	return requests
+}
+
+// has reports whether all objects of a bundle are stored here, as far as they come through this edge.
+func (s *shelves) has(m *resolver.Manifest, b *resolver.Bundle) bool {
+	for _, request := range s.requests(m, b) {
+		if !s.own.runtime.disk.Stored(request) {
+			return false
+		}
+	}
+	return true
 }
 
 // request asks the object store for an object of which the manifest knows this much.
@@ -75,10 +124,16 @@ func (o *objectOrigin) Get(ctx context.Context, offset, length int64, pin cache.
 	return &cache.Part{Info: info, Body: object.Body}, nil
 }
 
+// withoutQuery takes the query off the key of an external object, its URL: it may hold a secret.
+func withoutQuery(key string) string {
+	before, _, _ := strings.Cut(key, "?")
+	return before
+}
+
 // Report implements cache.Origin: it logs a change in how the object can be had.
 func (o *objectOrigin) Report(err error) {
 	faults := o.runtime.faults
-	fields := []zap.Field{zap.String(fieldOrigin, o.scope), zap.String(fieldKey, o.key), zap.Error(err)}
+	fields := []zap.Field{zap.String(fieldOrigin, o.scope), zap.String(fieldKey, withoutQuery(o.key)), zap.Error(err)}
 	missing, changed, objects := "object "+o.scope+" "+o.key, "content "+o.scope+" "+o.key, "objects "+o.scope
 	link, isLink := errors.AsType[*origin.LinkError](err)
 	switch {

@@ -22,13 +22,14 @@ var runtimes = caddy.NewUsagePool()
 
 // runtime is what lives as long as a storage directory is in use, through any number of reloads.
 type runtime struct {
-	dir     string
-	once    sync.Once
-	openErr error
-	memory  *cache.Memory[*release]                // set by open
-	opened  atomic.Pointer[cache.Memory[*release]] // the same, for those who did not open
-	storage *cache.Dir                             // set by open
-	disk    *cache.Disk                            // set by open
+	dir      string
+	once     sync.Once
+	openErr  error
+	memory   *cache.Memory[*release]                // set by open
+	opened   atomic.Pointer[cache.Memory[*release]] // the same, for those who did not open
+	storage  *cache.Dir                             // set by open
+	lastGood *cache.LastGood                        // set by open
+	disk     *cache.Disk                            // set by open
 
 	openedDisk atomic.Pointer[cache.Disk] // the same as disk, for those who did not open
 	misses     *rate.Limiter
@@ -37,8 +38,12 @@ type runtime struct {
 
 	users gate
 
-	mu   sync.Mutex
-	apps []*App // guarded by mu; the configurations that run, oldest first
+	warmer *warmer
+
+	mu    sync.Mutex
+	apps  []*App                // guarded by mu, as all below; the configurations that run, oldest first
+	sites map[*library]struct{} // of all configurations
+	awake map[string]bool       // sources whose last good manifests were loaded after the start
 }
 
 // Unknown apps may ask the origins so often, all together. A site that starts with thousands of apps needs the burst; a
@@ -53,12 +58,16 @@ const drainTime = 30 * time.Second
 
 func shareRuntime(dir string) (*runtime, error) {
 	value, _, err := runtimes.LoadOrNew(dir, func() (caddy.Destructor, error) {
-		return &runtime{
+		r := &runtime{
 			dir:      dir,
 			misses:   rate.NewLimiter(missesPerSecond, missBurst),
 			faults:   newFaultLog(),
 			counters: newCounters(),
-		}, nil
+			sites:    map[*library]struct{}{},
+			awake:    map[string]bool{},
+		}
+		r.warmer = newWarmer(r)
+		return r, nil
 	})
 	if err != nil {
 		return nil, err
@@ -113,7 +122,7 @@ func (r *runtime) openStores(storage *cache.Dir, s settings) error {
 		disk.Close()
 		return err
 	}
-	r.storage, r.disk = storage, disk
+	r.storage, r.lastGood, r.disk = storage, lastGood, disk
 	r.opened.Store(r.memory)
 	r.openedDisk.Store(disk)
 	return nil
@@ -146,6 +155,25 @@ func (r *runtime) join(a *App) {
 	defer r.mu.Unlock()
 	r.apps = append(r.apps, a)
 	r.retuneLocked()
+	for site := range r.sites {
+		if !r.awake[site.source.Scope] {
+			r.awake[site.source.Scope] = true
+			r.warmer.work.Go(func() { site.wake(r.warmer.ctx) })
+		}
+	}
+}
+
+// enroll notes a site that uses the runtime, dismiss that it does so no more.
+func (r *runtime) enroll(site *library) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sites[site] = struct{}{}
+}
+
+func (r *runtime) dismiss(site *library) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.sites, site)
 }
 
 // leave takes a configuration's settings out of force. Those of the newest one left apply, so that a configuration which
@@ -189,8 +217,10 @@ func (r *runtime) Destruct() error {
 	drained := r.users.close()
 	r.once.Do(func() { r.openErr = errClosed })
 	if r.openErr != nil {
+		r.warmer.close()
 		return nil //nolint:nilerr // it was told to who opened
 	}
+	r.warmer.close()
 	r.disk.Close()
 	go func() {
 		select {

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"errors"
 	"net/http"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -33,11 +34,14 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	d := app.manifest.Decide(&s.check)
+	d, manifest := app.decide(&s.check)
 	h.runtime.counters.decided(&d)
 	if c := h.log.Check(zap.DebugLevel, "update check decided"); c != nil {
 		c.Write(zap.String(fieldAppID, s.check.AppID), zap.String("device_id", s.check.DeviceID),
 			zap.String("rule", d.Rule), zap.String("channel", d.Channel))
+	}
+	if h.address != nil && d.Outcome == resolver.Offer {
+		d.Bundle = h.address.bundle(manifest, d.Bundle, time.Now())
 	}
 	s.answer = resolver.AppendResponse(s.answer[:0], &d, h.publicBase(r))
 	writeJSON(w, http.StatusOK, s.answer)
@@ -109,8 +113,8 @@ func (h *Handler) serveSizes(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.answer = resolver.AppendSizes(s.answer[:0], files, func(key string) (resolver.Object, bool) {
-		_, o, ok := app.find(key)
-		return o, ok
+		t, ok := app.find(key)
+		return t.known, ok
 	})
 	writeJSON(w, http.StatusOK, s.answer)
 }

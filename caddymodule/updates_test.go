@@ -224,9 +224,11 @@ func TestMadeUpApps(t *testing.T) {
 	s.publish("1.0.1", 100)
 	var asked, known atomic.Int64
 	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if strings.Contains(r.URL.Path, appID) {
+		switch {
+		case !strings.HasPrefix(r.URL.Path, "/manifests/"): // the bundle, which is prefetched
+		case strings.Contains(r.URL.Path, appID):
 			known.Add(1)
-		} else {
+		default:
 			asked.Add(1)
 		}
 		http.FileServer(http.Dir(s.dir)).ServeHTTP(w, r)
