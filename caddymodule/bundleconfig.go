@@ -177,10 +177,9 @@ func (b *Bundles) unmarshalSign(d *caddyfile.Dispenser) error {
 		}
 	}
 	if strings.Contains(b.Sign.Secret+b.Sign.OldSecret, "{") { // their values come at start
-		if time.Duration(ttl) < minSignTTL {
-			return d.Errf("sign: the time to live must be at least %s", minSignTTL)
-		}
-		return nil
+		unknown := *b.Sign
+		unknown.Secret = "comes at start"
+		return atLine(d, unknown.check())
 	}
 	return atLine(d, b.Sign.check())
 }

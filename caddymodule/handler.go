@@ -75,6 +75,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if h.address, err = h.Bundles.provision(); err != nil {
 		return err
 	}
+	if h.address != nil && h.address.signer != nil && h.address.signer.isWeak() {
+		h.log.Warn("the secret that signs addresses is short enough to be guessed; make one with: openssl rand -hex 32")
+	}
 	if err = h.checkAddresses(); err != nil {
 		return err
 	}
@@ -86,7 +89,7 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	h.runtime, h.settings = app.runtime, app.settings
 	h.shelves = newShelves(h.runtime, h.store, h.address)
 	h.library = newLibrary(h.runtime, h.store, h.Manifests, h.Bundles, h.shelves)
-	h.runtime.enroll(h.library)
+	h.runtime.enroll(h)
 	h.scratch = &sync.Pool{New: func() any { return new(scratch) }}
 	return nil
 }
@@ -160,7 +163,7 @@ func (h *Handler) Cleanup() error {
 		h.address.external.CloseIdleConnections()
 	}
 	if h.library != nil {
-		h.runtime.dismiss(h.library)
+		h.runtime.dismiss(h)
 	}
 	return nil
 }

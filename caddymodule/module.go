@@ -18,6 +18,7 @@ func init() {
 	caddy.RegisterModule(FileOrigin{})
 	caddy.RegisterModule(HTTPOrigin{})
 	caddy.RegisterModule(S3Origin{})
+	caddy.RegisterModule(Admin{})
 	httpcaddyfile.RegisterGlobalOption(moduleName, parseApp)
 	httpcaddyfile.RegisterHandlerDirective(moduleName, parseHandler)
 	// Before respond, so that a site may end in "respond 404"; it comes before reverse_proxy and file_server too. What
@@ -37,6 +38,8 @@ var (
 	_ caddy.CleanerUpper          = (*Handler)(nil)
 	_ caddyhttp.MiddlewareHandler = (*Handler)(nil)
 	_ caddyfile.Unmarshaler       = (*Handler)(nil)
+
+	_ caddy.AdminRouter = (*Admin)(nil)
 
 	_ Origin                = (*FileOrigin)(nil)
 	_ caddyfile.Unmarshaler = (*FileOrigin)(nil)

@@ -105,7 +105,10 @@ func (m *memoReader) text() []byte { return m.take(m.uvarint()) }
 
 func (m *memoReader) externals() map[string]externalObject {
 	n := m.uvarint()
-	if n == 0 || n > uint64(len(m.rest)) {
+	if n > uint64(len(m.rest)) {
+		m.fail()
+	}
+	if n == 0 || m.failed {
 		return nil
 	}
 	externals := make(map[string]externalObject, n)

@@ -42,7 +42,7 @@ type runtime struct {
 
 	mu    sync.Mutex
 	apps  []*App                // guarded by mu, as all below; the configurations that run, oldest first
-	sites map[*library]struct{} // of all configurations
+	sites map[*Handler]struct{} // of all configurations
 	awake map[string]bool       // sources whose last good manifests were loaded after the start
 }
 
@@ -63,7 +63,7 @@ func shareRuntime(dir string) (*runtime, error) {
 			misses:   rate.NewLimiter(missesPerSecond, missBurst),
 			faults:   newFaultLog(),
 			counters: newCounters(),
-			sites:    map[*library]struct{}{},
+			sites:    map[*Handler]struct{}{},
 			awake:    map[string]bool{},
 		}
 		r.warmer = newWarmer(r)
@@ -156,21 +156,21 @@ func (r *runtime) join(a *App) {
 	r.apps = append(r.apps, a)
 	r.retuneLocked()
 	for site := range r.sites {
-		if !r.awake[site.source.Scope] {
-			r.awake[site.source.Scope] = true
-			r.warmer.work.Go(func() { site.wake(r.warmer.ctx) })
+		if scope := site.library.source.Scope; !r.awake[scope] {
+			r.awake[scope] = true
+			r.warmer.work.Go(func() { site.library.wake(r.warmer.ctx) })
 		}
 	}
 }
 
 // enroll notes a site that uses the runtime, dismiss that it does so no more.
-func (r *runtime) enroll(site *library) {
+func (r *runtime) enroll(site *Handler) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.sites[site] = struct{}{}
 }
 
-func (r *runtime) dismiss(site *library) {
+func (r *runtime) dismiss(site *Handler) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.sites, site)
@@ -188,6 +188,29 @@ func (r *runtime) leave(a *App) {
 		}
 	}
 	r.retuneLocked()
+}
+
+// sitesOf lists the sites that serve an app.
+func (r *runtime) sitesOf(appID string) []*Handler {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var sites []*Handler
+	for site := range r.sites {
+		if site.serves(appID) {
+			sites = append(sites, site)
+		}
+	}
+	return sites
+}
+
+// settings are those in force.
+func (r *runtime) settings() settings {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.apps) == 0 {
+		return settings{}
+	}
+	return r.apps[len(r.apps)-1].settings
 }
 
 func (r *runtime) retuneLocked() {

@@ -15,20 +15,21 @@ import (
 
 // Sign has the edge hand out addresses that end: a download needs one from a recent answer.
 type Sign struct {
-	// Secret is what addresses are signed with, at least 16 bytes. Write it as {env.NAME} or {file./path}. Sites that phones
-	// may change between need the same.
+	// Secret is what addresses are signed with; make one with "openssl rand -hex 32", and write it as {env.NAME} or
+	// {file./path}. Sites that phones may change between need the same.
 	Secret string `json:"secret,omitempty"`
 	// OldSecret is a further secret whose signatures are still taken, so that the secret can be changed: put the old one
 	// here until the addresses signed with it have ended.
 	OldSecret string `json:"old_secret,omitempty"`
 	// TTL is how long an address is good for at the least; the expiry is rounded up, by a quarter at the most, so that
-	// answers need not be signed one by one. Downloads that began in time end in peace. At least 1m.
+	// answers need not be signed one by one. Downloads that began in time end in peace. At least 1s.
 	TTL caddy.Duration `json:"ttl,omitempty"`
 }
 
 const (
-	minSecret  = 16
-	minSignTTL = time.Minute
+	// goodSecret is the least length of a secret that nobody guesses.
+	goodSecret = 16
+	minSignTTL = time.Second
 	// clockSkew is how far the clocks of two sites may be apart.
 	clockSkew = 5 * time.Minute
 )
@@ -37,10 +38,8 @@ func (s *Sign) check() error {
 	switch {
 	case s.Secret == "":
 		return errors.New("sign: the secret is missing")
-	case len(s.Secret) < minSecret || s.OldSecret != "" && len(s.OldSecret) < minSecret:
-		return fmt.Errorf("sign: a secret needs at least %d bytes; make one with: openssl rand -hex 32", minSecret)
 	case time.Duration(s.TTL) < minSignTTL:
-		return fmt.Errorf("sign: the time to live must be at least %s, downloads begin that late", minSignTTL)
+		return fmt.Errorf("sign: the time to live must be at least %s", minSignTTL)
 	}
 	return nil
 }
@@ -71,9 +70,12 @@ func newSigner(s *Sign) (*signer, error) {
 	return out, nil
 }
 
+// isWeak reports whether somebody may guess the secret that signs.
+func (s *signer) isWeak() bool { return len(s.secrets[0]) < goodSecret }
+
 // expiry is when addresses signed now end. It is the same for a quarter of their time.
 func (s *signer) expiry(now time.Time) int64 {
-	step := int64(s.ttl / time.Second / 4)
+	step := max(int64(s.ttl/time.Second/4), 1)
 	end := now.Add(s.ttl).Unix()
 	return (end + step - 1) / step * step
 }

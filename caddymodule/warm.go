@@ -73,9 +73,31 @@ func (w *warmer) close() {
 	w.work.Wait()
 }
 
-// warm has the store keep what the channels of a release point at, and fetch what it does not have of it. It returns at
-// once. Errands for an earlier release of the app are dropped.
-func (w *warmer) warm(l *library, r *release) int {
+// warm has the store keep what the channels of a release point at, and fetch what it does not have of it, as the site wants.
+func (w *warmer) warm(l *library, r *release) {
+	app, all, keys := w.errandsOf(l, r)
+	w.runtime.disk.Prefer(app, keys)
+	if l.bundles.Prefetch == prefetchOff {
+		all = nil
+	}
+	for _, key := range r.news {
+		if o, ok := r.manifest.Keys.Find(key); ok {
+			all = append(all, &errand{request: l.shelves.own.request(key, o), app: app, release: r, priority: warmNew})
+		}
+	}
+	r.news = nil
+	w.add(app, r, all)
+}
+
+// fetch has the store fetch what the channels of a release point at, and returns how many objects that are.
+func (w *warmer) fetch(l *library, r *release) int {
+	app, all, _ := w.errandsOf(l, r)
+	w.add(app, r, all)
+	return len(all)
+}
+
+// errandsOf lists the objects that the channels of a release point at.
+func (w *warmer) errandsOf(l *library, r *release) (cache.Key, []*errand, []cache.Key) {
 	app := cache.Key{Scope: l.source.Scope, Name: r.manifest.AppID}
 	var all []*errand
 	var keys []cache.Key
@@ -91,17 +113,7 @@ func (w *warmer) warm(l *library, r *release) int {
 		}
 		all = append(all, errands...)
 	}
-	w.runtime.disk.Prefer(app, keys)
-	if l.bundles.Prefetch == prefetchOff {
-		return 0
-	}
-	for _, key := range r.news {
-		if o, ok := r.manifest.Keys.Find(key); ok {
-			all = append(all, &errand{request: l.shelves.own.request(key, o), app: app, release: r, priority: warmNew})
-		}
-	}
-	w.add(app, r, all)
-	return len(all)
+	return app, all, keys
 }
 
 func bundleErrands(s *shelves, app cache.Key, r *release, b *resolver.Bundle, public bool) []*errand {
@@ -118,6 +130,7 @@ func bundleErrands(s *shelves, app cache.Key, r *release, b *resolver.Bundle, pu
 	return errands
 }
 
+// add queues errands of a release. Those for an earlier one of the app are dropped.
 func (w *warmer) add(app cache.Key, r *release, all []*errand) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,0 +1,167 @@
+package caddymodule
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// Admin adds routes to Caddy's admin endpoint (contract section 7). It keeps no state: Caddy's admin server may hold one of
+// a configuration that was rejected, so each request looks at the runtimes there are.
+type Admin struct{}
+
+// CaddyModule implements caddy.Module.
+func (Admin) CaddyModule() caddy.ModuleInfo {
+	return caddy.ModuleInfo{ID: "admin.api." + moduleName, New: func() caddy.Module { return new(Admin) }}
+}
+
+// Routes implements caddy.AdminRouter.
+func (Admin) Routes() []caddy.AdminRoute {
+	return []caddy.AdminRoute{
+		{Pattern: "/capgo_edge/status", Handler: adminRoute(http.MethodGet, serveStatus)},
+		{Pattern: "/capgo_edge/prefetch", Handler: adminRoute(http.MethodPost, servePrefetch)},
+	}
+}
+
+// adminRoute lets one method through and writes what serve returns as JSON.
+func adminRoute(method string, serve func(r *http.Request) (any, error)) caddy.AdminHandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if r.Method != method {
+			w.Header().Set("Allow", method)
+			return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("this path takes %s", method)}
+		}
+		answer, err := serve(r)
+		if err != nil {
+			return err
+		}
+		w.Header()["Content-Type"] = jsonType
+		return json.NewEncoder(w).Encode(answer)
+	}
+}
+
+// eachRuntime calls do for every storage directory in use.
+func eachRuntime(do func(r *runtime)) {
+	runtimes.Range(func(_, value any) bool {
+		do(value.(*runtime))
+		return true
+	})
+}
+
+// storageStatus is what GET /capgo_edge/status tells of one storage directory.
+type storageStatus struct {
+	Storage string `json:"storage"`
+	// Healthy is false while the disk does not take objects; Error says why, and Since when that began.
+	Healthy bool       `json:"healthy"`
+	Error   string     `json:"error,omitempty"`
+	Since   *time.Time `json:"since,omitempty"`
+
+	Objects  int   `json:"objects"`
+	Bytes    int64 `json:"bytes"`
+	MaxSize  int64 `json:"max_size"`
+	Filling  int   `json:"filling"`  // objects being fetched
+	Warming  int   `json:"warming"`  // of them and those that are to be fetched ahead
+	Scanning bool  `json:"scanning"` // the index is still being built
+}
+
+func serveStatus(*http.Request) (any, error) {
+	storages := []storageStatus{}
+	eachRuntime(func(r *runtime) {
+		if disk := r.openedDisk.Load(); disk != nil {
+			storages = append(storages, r.status(disk))
+		}
+	})
+	return map[string]any{"storages": storages}, nil
+}
+
+func (r *runtime) status(disk *cache.Disk) storageStatus {
+	stats := disk.Stats()
+	s := storageStatus{
+		Storage: r.dir, Healthy: true, Objects: stats.Objects, Bytes: stats.Bytes, MaxSize: r.settings().maxSize,
+		Filling: stats.Filling, Warming: r.warmer.waiting(), Scanning: stats.Scanning,
+	}
+	if err, since := disk.Health(); err != nil {
+		s.Healthy, s.Error, s.Since = false, err.Error(), &since
+	}
+	return s
+}
+
+// prefetchRequest is the body of POST /capgo_edge/prefetch.
+type prefetchRequest struct {
+	AppID string `json:"app_id"`
+}
+
+// prefetchTimeout is how long the manifest of an app may take that is not known yet.
+const prefetchTimeout = 30 * time.Second
+
+// servePrefetch has every site that serves an app fetch what its channels point at. It answers once that is queued; status
+// tells how far it is.
+func servePrefetch(r *http.Request) (any, error) {
+	var body prefetchRequest
+	if err := readAdminBody(r, &body); err != nil {
+		return nil, err
+	}
+	if !resolver.IsAppID(body.AppID) || len(body.AppID) > maxAppIDLen {
+		return nil, caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("app_id: %q is not an app id", body.AppID)}
+	}
+	var sites []*Handler
+	eachRuntime(func(r *runtime) { sites = append(sites, r.sitesOf(body.AppID)...) })
+	ctx, cancel := context.WithTimeout(r.Context(), prefetchTimeout)
+	defer cancel()
+	found, queued := 0, 0
+	var failure error
+	asked := map[string]bool{}
+	for _, site := range sites {
+		scope := site.library.source.Scope
+		if asked[scope] { // one site over http and https is two handlers
+			continue
+		}
+		asked[scope] = true
+		n, err := site.prefetch(ctx, body.AppID)
+		switch {
+		case err == nil:
+			found, queued = found+1, queued+n
+		case !errors.Is(err, cache.ErrNotFound):
+			failure = err
+		}
+	}
+	if found == 0 && failure != nil {
+		return nil, caddy.APIError{HTTPStatus: http.StatusBadGateway, Err: fmt.Errorf("the manifest cannot be read: %w", failure)}
+	}
+	if found == 0 {
+		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no site here knows the app %s", body.AppID)}
+	}
+	return map[string]any{"app_id": body.AppID, "sites": found, "queued": queued}, nil
+}
+
+func readAdminBody(r *http.Request, into any) error {
+	const limit = 64 << 10
+	decoder := json.NewDecoder(io.LimitReader(r.Body, limit))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return caddy.APIError{
+			HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("the body must be JSON such as {\"app_id\":\"com.example.app\"}: %w", err),
+		}
+	}
+	return nil
+}
+
+// prefetch fetches what an app's channels point at, whatever the site's setting. It returns how many objects that are.
+func (h *Handler) prefetch(ctx context.Context, appID string) (int, error) {
+	if err := h.runtime.open(h.settings, h.log); err != nil {
+		return 0, err
+	}
+	app, err := h.library.renew(ctx, appID)
+	if err != nil {
+		return 0, err
+	}
+	return h.runtime.warmer.fetch(h.library, app), nil
+}
