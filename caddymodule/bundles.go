@@ -151,8 +151,11 @@ func ready(object *cache.Object, r *http.Request, h hint) error {
 			return err
 		}
 	}
-	if h.none {
+	switch size := object.Info().Size; {
+	case h.none:
 		return nil
+	case h.last > 0:
+		return object.Await(max(size-h.last, 0))
 	}
 	return object.Await(h.first)
 }
@@ -188,6 +191,7 @@ func deliverUnsized(w http.ResponseWriter, r *http.Request, object *cache.Object
 // hint is which part of an object a request will read, if all goes its usual way.
 type hint struct {
 	first, length int64 // length 0: all to the end
+	last          int64 // so many bytes before the end, if not 0
 	none          bool  // nothing
 }
 
@@ -202,8 +206,12 @@ func hintOf(r *http.Request) hint {
 	}
 	from, to, ok := strings.Cut(strings.TrimSpace(spec), "-")
 	first, err := strconv.ParseInt(from, 10, 64)
-	if !ok || err != nil || first < 0 { // "bytes=-n" needs the size first
-		return hint{none: from == "" && ok}
+	if from == "" && ok {
+		n, _ := strconv.ParseInt(to, 10, 64) // what is wrong is 0, and judged later
+		return hint{last: max(n, 0)}
+	}
+	if !ok || err != nil || first < 0 {
+		return hint{}
 	}
 	last, err := strconv.ParseInt(to, 10, 64)
 	if err != nil || last < first || last == math.MaxInt64 {
@@ -226,7 +234,7 @@ func withoutRangeLists(r *http.Request) *http.Request {
 }
 
 // The values of Cache-Status, by how an object was had (contract section 6).
-var accessStatus = map[cache.Access][]string{
+var accessStatus = [...][]string{
 	cache.Hit:       {"capgo-edge; hit"},
 	cache.HitMemory: {"capgo-edge; hit; detail=memory"},
 	cache.Filled:    {"capgo-edge; fwd=miss; stored"},
