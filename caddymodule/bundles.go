@@ -236,7 +236,7 @@ func withoutRangeLists(r *http.Request) *http.Request {
 // The values of Cache-Status, by how an object was had (contract section 6).
 var accessStatus = [...][]string{
 	cache.Hit:       {"capgo-edge; hit"},
-	cache.HitMemory: {"capgo-edge; hit; detail=memory"},
+	cache.HitMemory: {"capgo-edge; hit"},
 	cache.Filled:    {"capgo-edge; fwd=miss; stored"},
 	cache.Collapsed: {"capgo-edge; fwd=miss; collapsed"},
 	cache.Bypassed:  {"capgo-edge; fwd=bypass; detail=not-stored"},
