@@ -37,13 +37,13 @@ type Disk struct {
 	running sync.WaitGroup // fills
 
 	scanDone chan struct{}
-	scanTook atomic.Int64
 
 	scopesMu sync.RWMutex
 	scopes   map[string]uint32 // guarded by scopesMu, as the next; by directory name
 	dirs     []string          // directory names, by number
 
-	// publishing is held while a file gets its name or loses it, so that the index and the directory change together.
+	// publishing is held while a file gets its name or loses it, so that the index and the directory change together. It is
+	// taken before mu, index.mu and fill.mu; mu before fill.mu.
 	publishing sync.Mutex
 
 	mu       sync.Mutex
@@ -52,6 +52,7 @@ type Disk struct {
 	closed   bool
 
 	fillNumber atomic.Uint64
+	leftovers  leftovers
 	health     health
 	counts     diskCounters
 }
@@ -190,8 +191,14 @@ var (
 type objectFailure struct {
 	until  time.Time
 	count  int
-	expect Expect // another content may well be had
+	expect Expect
 	err    error
+}
+
+// tells reports whether a fill for expect would fail likewise. That the object is not the one expected says nothing of
+// another expectation: a release that was made again has a new digest, and a mismatch in between.
+func (f *objectFailure) tells(expect *Expect, now time.Time) bool {
+	return now.Before(f.until) && (!errors.Is(f.err, ErrMismatch) || f.expect.same(expect))
 }
 
 // How long an object that could not be had is not asked for again. A mismatch is somebody's mistake, which takes its time
@@ -228,11 +235,15 @@ func OpenDisk(o DiskOptions) (*Disk, error) {
 	if d.failures, err = simplelru.NewLRU[objectID, objectFailure](maxFailures, nil); err != nil {
 		return nil, err
 	}
-	if err := errors.Join(d.files.RemoveAll(d.fillsPath), d.makeDirs()); err != nil {
+	stale, err := d.files.ReadDir(d.fillsPath)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if err := d.makeDirs(); err != nil {
 		return nil, err
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
-	d.work.Go(func() { d.scan(d.ctx) })
+	d.work.Go(func() { d.scan(d.ctx, stale) })
 	d.work.Go(func() { d.watchHealth(d.ctx) })
 	return d, nil
 }
@@ -316,11 +327,14 @@ func (d *Disk) Open(ctx context.Context, r *Request) (*Object, Access, error) {
 func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
 	id := d.id(r.Key)
 	for {
+		if d.isClosed() {
+			return nil, 0, ErrClosed
+		}
 		if b, due := d.small.get(id, &r.Expect, d.now()); b != nil {
 			if due {
 				d.touchSmall(id)
 			}
-			return &Object{d: d, ctx: ctx, request: *r, id: id, info: b.info, mem: b.data}, HitMemory, nil
+			return &Object{d: d, ctx: ctx, request: *r, id: id, info: b.record.info(), mem: b.data}, HitMemory, nil
 		}
 		o, err := d.openStored(ctx, id, r)
 		if o != nil || err != nil {
@@ -349,66 +363,73 @@ func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
 
 // openStored opens the object if it is stored. It returns nil if it is not, or cannot be read: then it is fetched.
 func (d *Disk) openStored(ctx context.Context, id objectID, r *Request) (*Object, error) {
-	e := d.index.get(id)
-	if e == nil && !d.index.isScanning() {
-		return nil, nil //nolint:nilnil // neither stored nor failed
-	}
-	path := d.path(id)
-	file, err := d.files.Open(path)
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
+	e, file, err := d.openEntry(id)
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, ErrClosed) {
 		return nil, err // which says nothing about the object
 	}
 	if err != nil {
 		d.missing(r, id, e, err)
-		return nil, nil //nolint:nilnil // likewise
 	}
-	e, err = d.recordOf(id, e, file, r.Key)
-	if err != nil {
+	if file == nil {
+		return nil, nil //nolint:nilnil // neither stored nor failed
+	}
+	record, err := e.recordIn(file, r.Key)
+	if err != nil || !record.admitted(&r.Expect) {
 		d.drop(r, id, e, err)
 		return nil, file.Close()
 	}
-	if !r.Expect.admits(&e.record.verified) {
-		d.drop(r, id, e, nil)
-		return nil, file.Close()
-	}
-	d.touch(id, e, path)
-	o := &Object{d: d, ctx: ctx, request: *r, id: id, info: e.record.info(), file: file, entry: e}
+	o := &Object{d: d, ctx: ctx, request: *r, id: id, info: record.info(), file: file, entry: e}
 	if o.info.Size <= smallObject {
-		o.loadSmall()
+		if err := o.loadSmall(record); err != nil {
+			d.drop(r, id, e, err)
+			return nil, file.Close()
+		}
 	}
+	d.touch(id, e, d.path(id))
 	return o, nil
 }
 
-// recordOf returns the entry with its record, which is read at first use. Before the scan has come to it, the entry is
-// made here.
-func (d *Disk) recordOf(id objectID, e *storedObject, file File, key Key) (*storedObject, error) {
-	if e != nil && e.record != nil {
-		return e, nil
+// openEntry opens the file of an object with the entry that is of this file and no other. An object may be replaced
+// between the two, but leaves the index before its file does: an entry that is still there is that of the file.
+func (d *Disk) openEntry(id objectID) (*storedObject, File, error) {
+	for {
+		e, maybe := d.index.lookup(id)
+		if e == nil && !maybe {
+			return nil, nil, nil
+		}
+		file, err := d.files.Open(d.path(id))
+		if err != nil {
+			return e, nil, err
+		}
+		if d.isClosed() { // the directory may be another's by now
+			return nil, nil, errors.Join(ErrClosed, file.Close())
+		}
+		if e == nil {
+			e, err = d.adopt(id, file)
+		}
+		if err != nil {
+			return nil, nil, errors.Join(err, file.Close())
+		}
+		if e != nil && d.index.is(id, e) {
+			return e, file, nil
+		}
+		_ = file.Close() // only read from
 	}
+}
+
+// adopt makes the entry of a file that the scan has not come to. It returns nil if the file is none any more.
+func (d *Disk) adopt(id objectID, file File) (*storedObject, error) {
 	stat, err := file.Stat()
 	if err != nil {
-		return e, err
+		return nil, err
 	}
-	record, err := readRecord(file, stat.Size())
-	if err != nil {
-		return e, err
-	}
-	if !record.of(key) {
-		return e, fmt.Errorf("%w: it belongs to another name", errDamaged)
-	}
-	next := &storedObject{size: charge(stat.Size()), used: stat.ModTime().Unix(), record: record}
+	e := &storedObject{size: charge(stat.Size()), used: stat.ModTime().Unix()}
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	if now := d.index.get(id); e == nil && now != nil { // the scan, or another request, was quicker
-		if now.record != nil {
-			return now, nil
-		}
+	if !d.index.adopt(id, e) {
+		return nil, nil //nolint:nilnil // the scan, or another request, was quicker
 	}
-	if d.isClosed() {
-		return next, nil
-	}
-	d.index.add(id, next)
-	return next, nil
+	return e, nil
 }
 
 // missing notes that a file could not be opened. One that the index knows and is gone was taken away by somebody else.
@@ -433,7 +454,7 @@ func (d *Disk) drop(r *Request, id objectID, e *storedObject, err error) {
 	}
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	if e != nil && !d.index.removeEntry(id, e) || d.isClosed() {
+	if d.isClosed() || !d.index.removeEntry(id, e) {
 		return // it was replaced already
 	}
 	d.small.remove(id)
@@ -450,12 +471,6 @@ func (d *Disk) discard(victims []objectID) {
 			d.counts.evicted.Add(1)
 		}
 		d.publishing.Unlock()
-	}
-}
-
-func (d *Disk) removeFile(id objectID) {
-	if err := d.files.Remove(d.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.diskFailed(err)
 	}
 }
 
@@ -489,24 +504,29 @@ func (d *Disk) Stored(r *Request) bool {
 
 // Fetch has the object stored, without reading it. It returns when that is done.
 func (d *Disk) Fetch(ctx context.Context, r *Request) error {
-	for !d.Stored(r) {
-		f, _, err := d.join(ctx, d.id(r.Key), r)
+	id := d.id(r.Key)
+	for {
+		o, err := d.openStored(ctx, id, r)
 		if err != nil {
 			return err
 		}
-		if f == nil {
+		if o != nil {
+			return o.Close()
+		}
+		f, _, err := d.join(ctx, id, r)
+		if err != nil {
+			return err
+		}
+		if f == nil { // it was stored meanwhile
 			continue
 		}
 		err = f.awaitEnd(ctx)
 		f.leave()
-		if err != nil {
-			return err
+		if err == nil && !f.stored() {
+			err = errNotStorable
 		}
-		if !f.stored() {
-			return errNotStorable
-		}
+		return err
 	}
-	return nil
 }
 
 // Prefer has the store keep these objects in preference to others. It replaces what was said for the group before.
@@ -529,7 +549,7 @@ func (d *Disk) join(ctx context.Context, id objectID, r *Request) (*fill, Access
 		}
 		f := d.fills[id]
 		switch {
-		case f != nil && f.expect.same(&r.Expect):
+		case f != nil && r.Expect.admits(&f.expect):
 			f.enter()
 			d.mu.Unlock()
 			return f, Collapsed, nil
@@ -545,16 +565,16 @@ func (d *Disk) join(ctx context.Context, id objectID, r *Request) (*fill, Access
 			d.mu.Unlock()
 			return nil, Hit, nil
 		}
-		if last, ok := d.failures.Get(id); ok && last.expect.same(&r.Expect) && d.now().Before(last.until) {
+		if last, ok := d.failures.Get(id); ok && last.tells(&r.Expect, d.now()) {
 			d.mu.Unlock()
 			return nil, 0, last.err
 		}
 		f = newFill(d, id, r)
 		f.enter()
 		d.fills[id] = f
+		d.counts.fills.Add(1)
 		d.running.Go(f.run)
 		d.mu.Unlock()
-		d.counts.fills.Add(1)
 		return f, Filled, nil
 	}
 }
@@ -563,7 +583,7 @@ func (d *Disk) join(ctx context.Context, id objectID, r *Request) (*fill, Access
 func (d *Disk) ended(f *fill, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.fills[f.id] != f { // purged
+	if d.fills[f.id] != f { // purged, or abandoned
 		return
 	}
 	delete(d.fills, f.id)
@@ -593,44 +613,76 @@ func retryAfter(err error, failures int) time.Duration {
 }
 
 // Purge drops what is stored of a scope, or one object of it if name is not empty. Fills that run go on for those who
-// read them, but are not stored.
+// read them, but are not stored. What failed is asked for again at once.
 func (d *Disk) Purge(scope, name string) (objects int, bytes int64) {
-	number := d.scopeNumber(scope)
+	number, id := d.scopeNumber(scope), d.id(Key{scope, name})
+	d.forget(func(other objectID) bool { return other.scope == number && (name == "" || other == id) })
+	if name != "" {
+		return d.purgeOne(id)
+	}
+	objects, bytes, trash := d.purgeScope(number)
+	if trash != "" {
+		d.removeAll(trash)
+	}
+	return objects, bytes
+}
+
+// forget takes away the fills and failures of some objects.
+func (d *Disk) forget(of func(id objectID) bool) {
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	for id, f := range d.fills {
-		if id.scope == number && (name == "" || id == d.id(Key{scope, name})) {
-			f.outdated.Store(true)
+		if of(id) {
+			f.orphan()
 			delete(d.fills, id)
 		}
 	}
-	d.mu.Unlock()
-	d.publishing.Lock()
-	defer d.publishing.Unlock()
-	if name != "" {
-		return d.purgeOne(d.id(Key{scope, name}))
+	for _, id := range d.failures.Keys() {
+		if of(id) {
+			d.failures.Remove(id)
+		}
 	}
-	removed, bytes := d.index.removeScope(number)
-	d.small.clear()
-	d.scopesMu.RLock()
-	dir := filepath.Join(d.objects, d.dirs[number])
-	d.scopesMu.RUnlock()
-	// Under another name it is out of the way at once, however many files it has.
-	trash := filepath.Join(d.fillsPath, fmt.Sprintf("purged-%d", d.fillNumber.Add(1)))
-	err := d.files.Rename(dir, trash)
-	if err == nil {
-		err = d.files.RemoveAll(trash)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.diskFailed(err)
-	}
-	return len(removed), bytes
 }
 
 func (d *Disk) purgeOne(id objectID) (objects int, bytes int64) {
-	if e := d.index.get(id); e != nil && d.index.remove(id) {
-		objects, bytes = 1, e.size
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	if d.isClosed() {
+		return 0, 0
 	}
 	d.small.remove(id)
+	if e := d.index.remove(id); e != nil {
+		objects, bytes = 1, e.size
+	}
 	d.removeFile(id)
 	return objects, bytes
+}
+
+// purgeScope moves the directory of a scope away, however many files it has, and returns where to.
+func (d *Disk) purgeScope(number uint32) (objects int, bytes int64, trash string) {
+	d.publishing.Lock()
+	defer d.publishing.Unlock()
+	if d.isClosed() {
+		return 0, 0, ""
+	}
+	d.small.clear()
+	removed, bytes := d.index.removeScope(number)
+	d.scopesMu.RLock()
+	dir := filepath.Join(d.objects, d.dirs[number])
+	d.scopesMu.RUnlock()
+	trash = d.newFillPath("purged")
+	err := d.files.Rename(dir, trash)
+	if err == nil {
+		return len(removed), bytes, trash
+	}
+	d.leftovers.addObjects(removed...)
+	if !errors.Is(err, fs.ErrNotExist) {
+		d.diskFailed(err)
+	}
+	return len(removed), bytes, ""
+}
+
+// newFillPath returns the path of something unfinished, which no other store has used in this directory.
+func (d *Disk) newFillPath(name string) string {
+	return filepath.Join(d.fillsPath, fmt.Sprintf("%s-%d-%d", name, d.now().UnixNano(), d.fillNumber.Add(1)))
 }

@@ -437,19 +437,19 @@ func TestDiskEvicts(t *testing.T) {
 		s.want(request(name, storetest.NewOrigin(bodies[name]), bodies[name]), 0, bodies[name], want)
 		s.Wait()
 	}
-	for _, name := range strings.Split("abcdefghij", "") {
+	for name := range strings.SplitSeq("abcdefghij", "") {
 		get(name, cache.Filled)
 	}
 	s.Prefer(cache.Key{Scope: "test", Name: "app"}, []cache.Key{{Scope: "test", Name: "b"}, {Scope: "test", Name: "z"}})
 	get("a", cache.Hit)
-	for _, name := range strings.Split("klmnopqr", "") {
+	for name := range strings.SplitSeq("klmnopqr", "") {
 		get(name, cache.Filled)
 	}
 	get("b", cache.Hit) // preferred
 	get("a", cache.Hit) // used
 	get("c", cache.Filled)
 	s.Prefer(cache.Key{Scope: "test", Name: "app"}, nil)
-	for _, name := range strings.Split("0123456789", "") {
+	for name := range strings.SplitSeq("0123456789", "") {
 		get(name, cache.Filled)
 	}
 	get("b", cache.Filled)

@@ -144,7 +144,7 @@ func isCut(err error) bool { return errors.As(err, new(cutError)) }
 
 func (f *fill) resume(cut error) error {
 	pin := f.pin()
-	if pin.ETag == "" && pin.Modified.IsZero() && f.expect.Covers == NoDigest {
+	if !pin.pinned() && f.expect.Covers == NoDigest {
 		return fmt.Errorf("%w; the origin gives neither ETag nor Last-Modified, so it cannot be resumed", cut)
 	}
 	part, err := f.origin.Get(f.ctx, f.written, 0, pin)
@@ -166,7 +166,7 @@ func (f *fill) pin() Info {
 // samePart says why a further part is not of the object described by pin.
 func samePart(info, pin Info) error {
 	switch {
-	case pin.Size >= 0 && info.Size != pin.Size,
+	case pin.Size >= 0 && info.Size >= 0 && info.Size != pin.Size,
 		info.ETag != pin.ETag,
 		pin.ETag == "" && !info.Modified.Equal(pin.Modified):
 		return ErrChanged
@@ -194,7 +194,7 @@ func (f *fill) begin(info Info) error {
 	return nil
 }
 
-// create makes the file of the fill.
+// create makes the file of the fill, for so many bytes; negative if their number is not known.
 func (f *fill) create(size int64) (File, error) {
 	if !f.d.healthy() {
 		return nil, fmt.Errorf("%w: the disk fails", errNotStorable)
@@ -205,7 +205,12 @@ func (f *fill) create(size int64) (File, error) {
 	if err := f.reserve(size); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(f.d.fillsPath, fmt.Sprintf("%s-%d-%d", f.id, f.d.now().UnixNano(), f.d.fillNumber.Add(1)))
+	f.d.publishing.Lock() // so that a store that is closed makes no file
+	defer f.d.publishing.Unlock()
+	if f.d.isClosed() {
+		return nil, fmt.Errorf("%w: %w", errNotStorable, ErrClosed)
+	}
+	path := f.d.newFillPath(f.id.String())
 	file, err := f.d.files.Create(path)
 	if err != nil {
 		return nil, f.diskFailed(err)
@@ -368,41 +373,39 @@ func (f *fill) store() error {
 	size := charge(f.written + int64(len(tail)))
 	if more := size - f.reserved; more > 0 {
 		if err := f.reserve(more); err != nil {
-			return f.storeInMemory(err)
+			return f.storeInMemory(record, err)
 		}
 	}
 	if f.mem != nil {
 		if err := f.writeSmall(); err != nil {
-			return f.storeInMemory(err)
+			return f.storeInMemory(record, err)
 		}
 	}
 	if _, err := f.file.Write(tail); err != nil {
-		return f.storeInMemory(f.diskFailed(err))
+		return f.storeInMemory(record, f.diskFailed(err))
 	}
 	if err := f.file.Sync(); err != nil {
-		return f.storeInMemory(f.diskFailed(err))
+		return f.storeInMemory(record, f.diskFailed(err))
 	}
-	if err := f.publish(record, size); err != nil {
-		return f.storeInMemory(f.diskFailed(err))
+	victims, err := f.publish(record, size)
+	if err != nil {
+		return f.storeInMemory(record, f.diskFailed(err))
 	}
+	f.d.discard(victims)
 	return nil
 }
 
 // storeInMemory keeps a small object at least there while the disk cannot take it.
-func (f *fill) storeInMemory(err error) error {
+func (f *fill) storeInMemory(record *objectRecord, err error) error {
 	if f.mem == nil {
 		return err
 	}
 	f.d.publishing.Lock()
 	defer f.d.publishing.Unlock()
 	if !f.outdated.Load() {
-		f.d.small.add(f.small())
+		f.d.small.add(&smallEntry{id: f.id, record: record, data: f.mem})
 	}
 	return nil
-}
-
-func (f *fill) small() *smallEntry {
-	return &smallEntry{id: f.id, info: f.info, expect: f.expect, data: f.mem}
 }
 
 // writeSmall writes an object that was held in memory.
@@ -420,37 +423,46 @@ func (f *fill) writeSmall() error {
 	return nil
 }
 
-// publish gives the file its name, and the object its place in the index.
-func (f *fill) publish(record *objectRecord, size int64) error {
-	d, final := f.d, f.d.path(f.id)
+// publish gives the file its name, and the object its place in the index. It returns what has to go for it.
+func (f *fill) publish(record *objectRecord, size int64) (victims []objectID, err error) {
+	d := f.d
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
 	if f.outdated.Load() || d.isClosed() {
-		return nil
+		return nil, nil
 	}
-	err := d.files.Rename(f.path, final)
-	if err != nil { // most often the directory is missing: it is the first object there
-		if err = d.files.MkdirAll(filepath.Dir(final)); err == nil {
-			err = d.files.Rename(f.path, final)
-		}
+	d.index.remove(f.id) // before its file is another's; see openEntry
+	if err := d.rename(f.path, d.path(f.id)); err != nil {
+		d.removeFile(f.id)
+		return nil, err
 	}
-	if err != nil {
-		return err
-	}
-	d.index.unreserve(f.reserved)
+	e := &storedObject{size: size, used: d.now().Unix()}
+	e.record.Store(record)
+	victims = d.index.settle(f.id, e, f.reserved)
 	f.reserved = 0
-	d.index.add(f.id, &storedObject{size: size, used: d.now().Unix(), record: record})
 	if f.mem != nil {
-		d.small.add(f.small())
+		d.small.add(&smallEntry{id: f.id, record: record, data: f.mem})
 	}
 	f.mu.Lock()
 	f.isStored, f.path = true, ""
 	f.mu.Unlock()
 	d.counts.stored.Add(1)
-	return nil
+	return victims, nil
 }
 
-// orphan takes the fill away from the store, which is closed.
+// rename gives a file its name, of which most often only the directory may be missing: it is the first object there.
+func (d *Disk) rename(from, to string) error {
+	err := d.files.Rename(from, to)
+	if err == nil {
+		return nil
+	}
+	if err := d.files.MkdirAll(filepath.Dir(to)); err != nil {
+		return err
+	}
+	return d.files.Rename(from, to)
+}
+
+// orphan takes the fill away from the store, which is closed, or wants nothing of it any more.
 func (f *fill) orphan() {
 	f.outdated.Store(true)
 	f.mu.Lock()
@@ -492,13 +504,21 @@ func (f *fill) leave() {
 	f.closeFileLocked()
 }
 
-// abandon ends the fill if still nobody waits for it and less than half of it has come.
+// abandon ends the fill if still nobody waits for it and less than half of it has come. It is out of the store first, so
+// that nobody joins it who would be told that nobody waits.
 func (f *fill) abandon() {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if total := f.total.Load(); f.readers == 0 && (total < 0 || f.visible.Load() < total/2) {
-		f.cancel(errAbandoned)
+	total := f.total.Load()
+	if f.readers > 0 || f.over || total >= 0 && f.visible.Load() >= total/2 {
+		return
 	}
+	if f.d.fills[f.id] == f {
+		delete(f.d.fills, f.id)
+	}
+	f.cancel(errAbandoned)
 }
 
 // finish ends the life of the fill but for its readers.
@@ -506,6 +526,10 @@ func (f *fill) finish() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.finished = true
+	if f.abandonAt != nil {
+		f.abandonAt.Stop()
+		f.abandonAt = nil
+	}
 	f.closeFileLocked()
 }
 
@@ -519,7 +543,7 @@ func (f *fill) closeFileLocked() {
 		f.file = nil
 	}
 	if f.path != "" {
-		_ = f.d.files.Remove(f.path) // and if that fails, the next start does it
+		f.d.removeTemp(f.path)
 		f.path = ""
 	}
 }

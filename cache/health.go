@@ -3,9 +3,7 @@ package cache
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -63,6 +61,7 @@ func (d *Disk) watchHealth(ctx context.Context) {
 		}
 		if !d.healthy() && d.probe() == nil {
 			d.setHealth(nil)
+			d.removeLeftovers()
 		}
 	}
 }
@@ -72,13 +71,15 @@ func (d *Disk) probe() error {
 	if err := d.makeDirs(); err != nil {
 		return err
 	}
-	path := filepath.Join(d.fillsPath, fmt.Sprintf("probe-%d", d.now().UnixNano()))
+	path := d.newFillPath("probe")
 	f, err := d.files.Create(path)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(make([]byte, blockSize))
-	return errors.Join(err, f.Sync(), f.Close(), d.files.Remove(path))
+	err = errors.Join(err, f.Sync(), f.Close())
+	d.removeTemp(path)
+	return err
 }
 
 // diskCounters count what the store does.

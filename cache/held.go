@@ -40,6 +40,17 @@ func (h *heldBody) Read(p []byte) (int, error) {
 	}
 }
 
+// await returns once something may be passed on, or with the reason why nothing ever will be.
+func (h *heldBody) await() error {
+	for h.passable() <= 0 && h.err == nil {
+		h.more()
+	}
+	if h.passable() > 0 || errors.Is(h.err, io.EOF) {
+		return nil
+	}
+	return h.err
+}
+
 // passable is how much of buf may be passed on.
 func (h *heldBody) passable() int {
 	if h.over {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
@@ -17,11 +18,11 @@ type objectID struct {
 
 func (id objectID) String() string { return hex.EncodeToString(id.name[:]) }
 
-// storedObject is one object of the index.
+// storedObject is one object of the index. It stands for one file: what is stored anew gets a new one.
 type storedObject struct {
-	size   int64         // what its file takes of the budget
-	used   int64         // when its file was last marked as used, unix seconds
-	record *objectRecord // nil until first read
+	size   int64                        // what its file takes of the budget
+	used   int64                        // when its file was last marked as used, unix seconds; guarded by index.mu
+	record atomic.Pointer[objectRecord] // nil until first read
 }
 
 // class says how dear an object is. Objects of a lower class are evicted before any of a higher one.
@@ -61,13 +62,6 @@ func newIndex(maxBytes int64) *index {
 	return x
 }
 
-// get returns the entry of id and marks it as used.
-func (x *index) get(id objectID) *storedObject {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.getLocked(id)
-}
-
 func (x *index) getLocked(id objectID) *storedObject {
 	for c := classes - 1; c >= 0; c-- {
 		if e, ok := x.lists[c].Get(id); ok {
@@ -77,6 +71,45 @@ func (x *index) getLocked(id objectID) *storedObject {
 			}
 			return e
 		}
+	}
+	return nil
+}
+
+// lookup returns the entry of id and marks it as used. Without an entry, maybe tells that the object may be stored all the
+// same: the scan has not come to it.
+func (x *index) lookup(id objectID) (e *storedObject, maybe bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	e = x.getLocked(id)
+	return e, e == nil && x.unscannedLocked(id)
+}
+
+func (x *index) unscannedLocked(id objectID) bool {
+	return x.scanning && !x.gone[id] && !x.goneScopes[id.scope]
+}
+
+// adopt adds what was found before the scan came to it. It reports false if that is known already, or gone.
+func (x *index) adopt(id objectID, e *storedObject) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.findLocked(id) != nil || !x.unscannedLocked(id) {
+		return false
+	}
+	x.addLocked(id, e)
+	return true
+}
+
+// is reports whether e is what is stored under id.
+func (x *index) is(id objectID, e *storedObject) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.peekLocked(id) == e
+}
+
+func (x *index) peekLocked(id objectID) *storedObject {
+	if list := x.findLocked(id); list != nil {
+		e, _ := list.Peek(id)
+		return e
 	}
 	return nil
 }
@@ -111,10 +144,17 @@ func (x *index) isScanning() bool {
 	return x.scanning
 }
 
-// add puts e in the place of what is there.
-func (x *index) add(id objectID, e *storedObject) {
+// settle puts e in the place of what is there, for the bytes that were reserved for it. It returns what has to go: the
+// budget may be smaller than it was when they were.
+func (x *index) settle(id objectID, e *storedObject, reserved int64) (victims []objectID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.reserved -= reserved
+	x.addLocked(id, e)
+	return x.shrinkLocked(x.max)
+}
+
+func (x *index) addLocked(id objectID, e *storedObject) {
 	x.removeLocked(id)
 	delete(x.gone, id)
 	x.lists[x.homeLocked(id)].Add(id, e)
@@ -146,39 +186,36 @@ func (x *index) endScan() {
 	x.scanning, x.gone, x.goneScopes = false, nil, nil
 }
 
-// remove takes id out. It reports whether it was there.
-func (x *index) remove(id objectID) bool {
+// remove takes id out and returns what was there.
+func (x *index) remove(id objectID) *storedObject {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.removeLocked(id)
 }
 
-// removeEntry takes id out if e is still what is stored there.
+// removeEntry takes id out if e is still what is stored there: nil for what the scan has not come to.
 func (x *index) removeEntry(id objectID, e *storedObject) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	list := x.findLocked(id)
-	if list == nil {
+	if x.peekLocked(id) != e || e == nil && !x.unscannedLocked(id) {
 		return false
 	}
-	if now, _ := list.Peek(id); now != e {
-		return false
-	}
-	return x.removeLocked(id)
+	x.removeLocked(id)
+	return true
 }
 
-func (x *index) removeLocked(id objectID) bool {
+func (x *index) removeLocked(id objectID) *storedObject {
 	if x.scanning {
 		x.gone[id] = true
 	}
 	list := x.findLocked(id)
 	if list == nil {
-		return false
+		return nil
 	}
 	e, _ := list.Peek(id)
 	list.Remove(id)
 	x.bytes -= e.size
-	return true
+	return e
 }
 
 // removeScope takes out all objects of a scope.
@@ -207,7 +244,7 @@ func (x *index) removeScope(scope uint32) (removed []objectID, bytes int64) {
 func (x *index) reserve(n int64) (victims []objectID, ok bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.reserved+n > x.max {
+	if n > x.max-x.reserved {
 		return nil, false
 	}
 	x.reserved += n
@@ -318,7 +355,9 @@ func (x *index) entries() map[objectID]int64 {
 // blockSize is the unit in which files are charged: a small file takes a block, whatever its length.
 const blockSize = 4096
 
-func charge(size int64) int64 { return (size + blockSize - 1) / blockSize * blockSize }
+func charge(size int64) int64 {
+	return (min(size, math.MaxInt64-blockSize) + blockSize - 1) / blockSize * blockSize
+}
 
 // objectPath is where an object is stored, below objectsDir.
 func objectPath(scopeDir string, id objectID) string {

@@ -3,6 +3,7 @@ package cache
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,7 @@ type Object struct {
 	id      objectID
 	info    Info
 	offset  int64
+	start   int64 // where the reading began: what is between it and offset was handed out
 	err     error
 
 	// One of these is what it reads from.
@@ -31,19 +33,18 @@ type Object struct {
 	fill   *fill
 	direct *directRead
 
-	own     *os.File // its own descriptor of file or of the fill's file, whose position is ownAt; nil until needed
-	ownAt   int64
-	noOwn   bool
-	sized   bool // Seek has told the size
-	waited  bool // a range has waited for the size already
-	far     bool // direct counts as a far read of fill
-	scratch []byte
+	own   *os.File // its own descriptor of file or of the fill's file, whose position is ownAt; nil until needed
+	ownAt int64
+	noOwn bool
+	far   bool // direct counts as a far read of fill
+	noFar bool // a far read has failed, so that the fill is waited for
 }
 
 // directRead is a body read from the origin for this object alone.
 type directRead struct {
-	body io.ReadCloser
-	at   int64
+	body    io.ReadCloser
+	at      int64
+	limited bool // it ends where the request is known to
 }
 
 // sizeWait is how long a range waits for the size of an object whose origin does not tell it.
@@ -66,13 +67,19 @@ func (d *Disk) openBypass(ctx context.Context, id objectID, r *Request) (*Object
 	return o, Bypassed, nil
 }
 
-// setDirect reads on from part. A whole object is verified on the way, as far as that is possible.
+// setDirect reads on from part. A whole object is verified on the way.
 func (o *Object) setDirect(part *Part, at int64) {
 	body := part.Body
-	if at == 0 && o.offset == 0 && o.request.Length == 0 && o.request.Expect.Covers != NoDigest {
+	if at == 0 && o.isVerified() {
 		body = newHeldBody(body, part.Size, &o.request.Expect)
 	}
-	o.direct = &directRead{body, at}
+	o.direct = &directRead{body, at, o.lengthFrom(at) > 0}
+}
+
+// isVerified reports whether what the origin gives to this object alone must be verified: a part of an object cannot be,
+// and of what is far ahead of the fill the end is not read.
+func (o *Object) isVerified() bool {
+	return o.start == 0 && o.request.Length == 0 && o.request.Expect.Covers != NoDigest && !o.far
 }
 
 // AwaitSize returns once the size is known. It waits for a while if the origin does not tell it.
@@ -100,16 +107,16 @@ func (f *fill) awaitEndOfBytes() error {
 // Await returns once the byte at offset can be read, or with the reason why it never will. It lets a request be answered
 // with an error while nothing else was said yet.
 func (o *Object) Await(offset int64) error {
-	if o.fill == nil || o.direct != nil {
+	if o.direct != nil {
+		if held, ok := o.direct.body.(*heldBody); ok && offset == o.direct.at {
+			return o.fail(held.await())
+		}
 		return nil
 	}
-	if o.info.Size == 0 {
-		return o.fill.awaitEndOrError(o.ctx)
-	}
-	if o.info.Size > 0 && offset >= o.info.Size {
+	if o.fill == nil || o.info.Size > 0 && offset >= o.info.Size {
 		return nil
 	}
-	o.offset = offset
+	o.moveTo(offset)
 	_, err := o.next(1)
 	if errors.Is(err, io.EOF) {
 		return nil
@@ -138,8 +145,14 @@ func (o *Object) Seek(offset int64, whence int) (int64, error) {
 	if offset < 0 {
 		return 0, errors.New("seek before the start of the object")
 	}
-	o.offset = offset
+	o.moveTo(offset)
 	return offset, nil
+}
+
+func (o *Object) moveTo(offset int64) {
+	if offset != o.offset {
+		o.offset, o.start = offset, offset
+	}
 }
 
 // Close implements io.Closer.
@@ -194,7 +207,7 @@ func (o *Object) find(most int64) (chunk, error) {
 	left := most
 	if o.info.Size >= 0 {
 		if left = min(most, o.info.Size-o.offset); left <= 0 {
-			return chunk{}, io.EOF
+			return chunk{}, o.atEnd()
 		}
 	}
 	switch {
@@ -209,14 +222,33 @@ func (o *Object) find(most int64) (chunk, error) {
 	}
 }
 
+// atEnd is what a read at the end of the object gets. Where there are no bytes to hold back, the end itself waits until the
+// object was verified.
+func (o *Object) atEnd() (err error) {
+	switch {
+	case o.info.Size > 0:
+	case o.fill != nil:
+		err = o.fill.awaitEndOrError(o.ctx)
+	case o.direct != nil:
+		_, err = o.direct.body.Read(make([]byte, 1))
+	}
+	if err == nil {
+		err = io.EOF
+	}
+	return err
+}
+
 func (o *Object) findInFill(left int64) (chunk, error) {
 	f := o.fill
 	if o.offset >= f.visible.Load() {
 		if c, ok, err := o.findFar(left); ok || err != nil {
 			return c, err
 		}
+		o.closeDirect() // it waits from here on, and others may have its place
 		err := f.awaitByte(o.ctx, o.offset)
 		if errors.Is(err, errNotStorable) {
+			o.fill = nil
+			f.leave()
 			return o.findDirect(left)
 		}
 		if err != nil {
@@ -232,12 +264,13 @@ func (o *Object) findInFill(left int64) (chunk, error) {
 }
 
 // findFar reads from the origin what is far ahead of the fill. Not so the end of the object: that is held back until the
-// whole was verified, from everybody.
+// whole was verified, from everybody. If the origin does not give it, or cannot tell whether it is still the same object,
+// the fill is waited for.
 func (o *Object) findFar(left int64) (c chunk, ok bool, err error) {
 	f := o.fill
 	ahead := o.offset - f.visible.Load()
 	left = min(left, o.info.Size-heldBack-o.offset)
-	if o.info.Size < 0 || left <= 0 || o.direct == nil && ahead < farAhead {
+	if o.noFar || !o.info.pinned() || o.info.Size < 0 || left <= 0 || o.direct == nil && ahead < farAhead {
 		return chunk{}, false, nil
 	}
 	if o.direct == nil {
@@ -246,11 +279,21 @@ func (o *Object) findFar(left int64) (c chunk, ok bool, err error) {
 		}
 		o.far = true
 	}
-	c, err = o.findDirect(left)
+	if c, err = o.findDirect(left); err != nil && o.ctx.Err() == nil {
+		o.endFar()
+		return chunk{}, false, nil
+	}
 	return c, err == nil, err
 }
 
-// findDirect opens the origin at the object's offset, unless it stands there.
+// endFar gives up reading from the origin besides the fill.
+func (o *Object) endFar() {
+	o.closeDirect()
+	o.noFar = true
+}
+
+// findDirect opens the origin at the object's offset, unless it stands there. To be verified an object is read from its
+// start, and what was handed out already is passed over.
 func (o *Object) findDirect(left int64) (chunk, error) {
 	if o.direct != nil && o.direct.at == o.offset {
 		return chunk{from: inBody, size: left}, nil
@@ -259,15 +302,40 @@ func (o *Object) findDirect(left int64) (chunk, error) {
 	o.far = false // closing must not give it back
 	o.closeDirect()
 	o.far = far
-	part, err := o.request.Origin.Get(o.ctx, o.offset, o.lengthFrom(o.offset), o.info)
+	at := o.offset
+	if o.isVerified() {
+		at = 0
+	}
+	part, err := o.request.Origin.Get(o.ctx, at, o.lengthFrom(at), o.info)
 	if err != nil {
 		return chunk{}, err
 	}
-	if err := samePart(part.Info, o.info); err != nil {
+	if err := o.continues(part.Info); err != nil {
 		return chunk{}, errors.Join(err, part.Body.Close())
 	}
-	o.setDirect(part, o.offset)
+	o.setDirect(part, at)
+	if _, err := io.CopyN(io.Discard, o.direct.body, o.offset-at); err != nil {
+		return chunk{}, fmt.Errorf("reading the object again: %w", noEOF(err))
+	}
+	o.direct.at = o.offset
 	return chunk{from: inBody, size: left}, nil
+}
+
+// continues says why bytes of the object described by info must not follow those that were handed out.
+func (o *Object) continues(info Info) error {
+	verified := o.entry != nil && o.request.Expect.Covers != NoDigest
+	if o.offset > o.start && !verified && !info.pinned() {
+		return fmt.Errorf("%w, or not: the origin gives neither ETag nor Last-Modified", ErrChanged)
+	}
+	return samePart(info, o.info)
+}
+
+// noEOF has an end that comes too early not look like one that is right.
+func noEOF(err error) error {
+	if errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // lengthFrom is how much the request will read from offset on, as far as is known.
@@ -292,6 +360,9 @@ func (o *Object) closeDirect() {
 
 // Read implements io.Reader.
 func (o *Object) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	for {
 		c, err := o.next(int64(len(p)))
 		if err != nil {
@@ -316,6 +387,10 @@ func (o *Object) readChunk(c chunk, p []byte) (n int, again bool, err error) {
 		if errors.Is(err, io.EOF) {
 			err = o.endOfBody(n)
 		}
+		if err != nil && o.far && o.ctx.Err() == nil {
+			o.endFar()
+			err = nil
+		}
 		return n, n == 0, o.fail(err)
 	default:
 		n, err = o.readerAt().ReadAt(p[:min(int64(len(p)), c.size)], o.offset)
@@ -330,10 +405,13 @@ func (o *Object) readChunk(c chunk, p []byte) (n int, again bool, err error) {
 func (o *Object) endOfBody(n int) error {
 	at := o.offset + int64(n)
 	switch {
+	case o.direct.limited && at == o.request.Offset+o.request.Length && at != o.info.Size:
+		o.closeDirect() // who reads on all the same asks anew
+		return nil
 	case o.info.Size < 0: // which is known now
 		o.info.Size = at
 		return nil
-	case at >= o.info.Size || o.lengthFrom(at) == 0 && o.request.Length > 0:
+	case at >= o.info.Size:
 		return nil
 	}
 	return fmt.Errorf("the object ends %d bytes early", o.info.Size-at)
@@ -368,15 +446,11 @@ func (o *Object) fallBack(cause error) error {
 		return nil
 	}
 	o.d.drop(&o.request, o.id, o.entry, cause)
-	err := o.file.Close()
+	_ = o.file.Close() // only read from
 	o.file = nil
-	f, _, joinErr := o.d.join(o.ctx, o.id, &o.request)
-	switch {
-	case joinErr != nil || f == nil: // the origin is asked for the rest
+	f, _, err := o.d.join(o.ctx, o.id, &o.request)
+	if err != nil || f == nil { // the origin is asked for the rest
 		return nil //nolint:nilerr // it may well answer
-	case err != nil:
-		f.leave()
-		return err
 	}
 	o.fill = f
 	info, err := f.awaitInfo(o.ctx)
@@ -388,7 +462,7 @@ func (o *Object) fallBack(cause error) error {
 	if err != nil {
 		return err
 	}
-	return samePart(info, o.info)
+	return o.continues(info)
 }
 
 // Sink takes the bytes of an object.
@@ -458,8 +532,8 @@ func (o *Object) sendFile(w Sink, f *os.File, size int64) (int64, bool, error) {
 	}
 	o.offset += n
 	o.ownAt += n
-	if err == nil && n > 0 { // what is left of it comes next
-		return n, true, nil
+	if n == size || err == nil && n > 0 { // what is left of it comes next
+		return n, true, err
 	}
 	var probe [1]byte
 	if _, readErr := o.readerAt().ReadAt(probe[:], o.offset); readErr != nil {
@@ -513,29 +587,37 @@ func (f *fill) open() *os.File {
 	if f.isStored {
 		path = f.d.path(f.id)
 	}
-	if _, ok := f.file.(*os.File); !ok || path == "" {
+	own, ok := f.file.(*os.File)
+	if !ok || path == "" {
 		return nil
 	}
 	file, err := os.Open(path)
 	if err != nil {
 		return nil
 	}
+	if !isSameFile(own, file) { // the object was dropped, and stored anew
+		_ = file.Close() // not even read from
+		return nil
+	}
 	return file
 }
 
+func isSameFile(a, b *os.File) bool {
+	statA, errA := a.Stat()
+	statB, errB := b.Stat()
+	return errA == nil && errB == nil && os.SameFile(statA, statB)
+}
+
 // loadSmall reads a small stored object into memory, if it is what its record says.
-func (o *Object) loadSmall() {
+func (o *Object) loadSmall(record *objectRecord) error {
 	data := make([]byte, o.info.Size)
-	_, err := o.file.ReadAt(data, 0)
-	if err == nil || errors.Is(err, io.EOF) {
-		if sum := sha256.Sum256(data); fmt.Sprintf("%x", sum) == o.entry.record.SHA256 {
-			o.d.addSmall(&smallEntry{
-				id: o.id, info: o.info, expect: o.entry.record.verified, data: data, touched: o.d.now().Unix(),
-			})
-			o.mem = data
-			return
-		}
-		err = fmt.Errorf("%w: its SHA-256 differs", errDamaged)
+	if _, err := o.file.ReadAt(data, 0); err != nil && !errors.Is(err, io.EOF) {
+		return err
 	}
-	_ = o.fallBack(err)
+	if sum := sha256.Sum256(data); hex.EncodeToString(sum[:]) != record.SHA256 {
+		return fmt.Errorf("%w: its SHA-256 differs", errDamaged)
+	}
+	o.d.addSmall(&smallEntry{id: o.id, record: record, data: data, touched: o.d.now().Unix()}, o.entry)
+	o.mem = data
+	return nil
 }

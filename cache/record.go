@@ -9,6 +9,7 @@ import (
 	"hash/crc32"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Info describes an object.
@@ -17,6 +18,9 @@ type Info struct {
 	ETag     string    // as the origin gave it, for the same origin
 	Modified time.Time // as the origin gave it
 }
+
+// pinned reports whether the origin can be asked for this very object again.
+func (i *Info) pinned() bool { return i.ETag != "" || !i.Modified.IsZero() }
 
 // objectRecord is the last line of a stored object's file. Content comes first, so that it begins where the file does and
 // the file of a fill only ever grows.
@@ -76,11 +80,27 @@ func (e *Expect) parse(text string) bool {
 	return false
 }
 
+// admitted reports whether the object may be served as e: it was verified as that, or its own digest tells.
+func (r *objectRecord) admitted(e *Expect) bool {
+	return e.admits(&r.verified) || e.Covers == StoredDigest && hex.EncodeToString(e.SHA256[:]) == r.SHA256
+}
+
 // encode returns what follows the content.
 func (r *objectRecord) encode() ([]byte, error) {
+	if !utf8.ValidString(r.Scope) || !utf8.ValidString(r.Name) { // JSON would change them
+		return nil, fmt.Errorf("%w: its name is no UTF-8", errNotStorable)
+	}
+	if !utf8.ValidString(r.ETag) { // an origin may send any byte
+		without := *r
+		without.ETag = ""
+		r = &without
+	}
 	text, err := json.Marshal(r)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errNotStorable, err)
+	}
+	if len(text) > maxRecord {
+		return nil, fmt.Errorf("%w: its name is too long", errNotStorable)
 	}
 	sum := crc32.ChecksumIEEE(text)
 	text = binary.BigEndian.AppendUint32(text, uint32(len(text))) //nolint:gosec // names are short
@@ -90,6 +110,9 @@ func (r *objectRecord) encode() ([]byte, error) {
 
 // readRecord reads the record of an open file of the given size.
 func readRecord(f File, size int64) (*objectRecord, error) {
+	if size < footerSize {
+		return nil, fmt.Errorf("%w: it has no record", errDamaged)
+	}
 	tail := make([]byte, min(size, 1024)) // most records fit
 	if _, err := f.ReadAt(tail, size-int64(len(tail))); err != nil {
 		return nil, err
@@ -109,6 +132,26 @@ func readRecord(f File, size int64) (*objectRecord, error) {
 		return nil, fmt.Errorf("%w: its record is", errDamaged)
 	}
 	return parseRecord(text, size-length-footerSize)
+}
+
+// recordIn returns the record of the entry's file, which is read at first use.
+func (e *storedObject) recordIn(file File, key Key) (*objectRecord, error) {
+	if r := e.record.Load(); r != nil {
+		return r, nil
+	}
+	stat, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	r, err := readRecord(file, stat.Size())
+	if err != nil {
+		return nil, err
+	}
+	if !r.of(key) {
+		return nil, fmt.Errorf("%w: it belongs to another name", errDamaged)
+	}
+	e.record.Store(r)
+	return r, nil
 }
 
 func footer(tail []byte) (length int64, sum uint32, ok bool) {

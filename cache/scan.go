@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
-	"runtime"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 )
 
 // scannedObject is what the scan learns of an object: it opens none.
@@ -19,28 +21,62 @@ type scannedObject struct {
 	used int64
 }
 
+// scanWorkers is how many directories are read at a time. On a cold disk that is waiting most of the time, in which the disk
+// serves many as soon as one.
+const scanWorkers = 16
+
 // scanBatch is how many objects are added under one hold of the index.
 const scanBatch = 256
 
+// A directory that cannot be listed is tried again: what it holds would take room that no budget knows of. The faults of
+// a start go away, as too many open files do; after so many tries it is left to the next start.
+const scanTries = 5
+
 // scan fills the index with what is on disk, oldest first. Requests are served while it runs: what they ask for and the
 // index does not know yet is found by its path.
-func (d *Disk) scan(ctx context.Context) {
-	began := d.now()
+func (d *Disk) scan(ctx context.Context, stale []fs.DirEntry) {
+	var cleaning sync.WaitGroup
+	cleaning.Go(func() { d.removeStale(ctx, stale) })
+	defer cleaning.Wait()
+	for try := 1; !d.scanOnce(ctx) && try < scanTries; try++ {
+		select {
+		case <-time.After(probeEvery):
+		case <-ctx.Done():
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	d.index.endScan()
+	d.discard(d.index.shrink())
+	cleaning.Wait()
+	close(d.scanDone)
+}
+
+// scanOnce reports whether all could be listed.
+func (d *Disk) scanOnce(ctx context.Context) bool {
 	found, err := d.list(ctx)
 	if err != nil {
-		d.diskFailed(err)
+		d.diskFailed(fmt.Errorf("listing stored objects: %w", err))
 	}
 	slices.SortFunc(found, func(a, b scannedObject) int { return cmp.Compare(a.used, b.used) })
 	for batch := range slices.Chunk(found, scanBatch) {
 		if ctx.Err() != nil {
-			return
+			return true
 		}
 		d.index.addScanned(batch)
 	}
-	d.index.endScan()
-	d.discard(d.index.shrink())
-	d.scanTook.Store(int64(d.now().Sub(began)))
-	close(d.scanDone)
+	return err == nil
+}
+
+// removeStale removes what the process before has left of its fills and purges: that may be much, and nobody waits for it.
+func (d *Disk) removeStale(ctx context.Context, stale []fs.DirEntry) {
+	for _, entry := range stale {
+		if ctx.Err() != nil {
+			return
+		}
+		d.removeAll(filepath.Join(d.fillsPath, entry.Name()))
+	}
 }
 
 // list reads the names, sizes and times of all objects.
@@ -54,7 +90,7 @@ func (d *Disk) list(ctx context.Context) ([]scannedObject, error) {
 	var failures []error
 	dirs := make(chan scanDir)
 	var workers sync.WaitGroup
-	for range max(2, runtime.GOMAXPROCS(0)) { // reading a directory waits for the disk most of the time
+	for range scanWorkers {
 		workers.Go(func() {
 			for dir := range dirs {
 				part, err := d.listDir(dir)
@@ -66,33 +102,41 @@ func (d *Disk) list(ctx context.Context) ([]scannedObject, error) {
 		})
 	}
 	for _, scope := range scopes {
-		d.listScope(ctx, scope.Name(), dirs)
+		if scope.IsDir() {
+			err := d.listScope(ctx, scope.Name(), dirs)
+			mu.Lock()
+			failures = append(failures, err)
+			mu.Unlock()
+		}
 	}
 	close(dirs)
 	workers.Wait()
 	return found, errors.Join(failures...)
 }
 
-// scanDir is a directory that holds objects of one scope.
+// scanDir is a directory that holds objects of one scope, whose names begin alike.
 type scanDir struct {
 	path  string
+	name  string
 	scope uint32
 }
 
-func (d *Disk) listScope(ctx context.Context, name string, dirs chan<- scanDir) {
+func (d *Disk) listScope(ctx context.Context, name string, dirs chan<- scanDir) error {
 	path := filepath.Join(d.objects, name)
 	parts, err := d.files.ReadDir(path)
-	if err != nil {
-		d.diskFailed(err)
-		return
+	if errors.Is(err, fs.ErrNotExist) { // purged meanwhile
+		return nil
 	}
 	scope := d.scopeByDir(name)
 	for _, part := range parts {
 		if ctx.Err() != nil {
-			return
+			break
 		}
-		dirs <- scanDir{filepath.Join(path, part.Name()), scope}
+		if part.IsDir() {
+			dirs <- scanDir{filepath.Join(path, part.Name()), part.Name(), scope}
+		}
 	}
+	return err
 }
 
 // listDir lists one directory. What is no object there is left alone.
@@ -103,19 +147,24 @@ func (d *Disk) listDir(dir scanDir) ([]scannedObject, error) {
 	}
 	found := make([]scannedObject, 0, len(files))
 	for _, file := range files {
-		o := scannedObject{id: objectID{scope: dir.scope}}
-		if len(file.Name()) != hex.EncodedLen(len(o.id.name)) {
-			continue
-		}
-		if _, err := hex.Decode(o.id.name[:], []byte(file.Name())); err != nil {
+		name, ok := parseObjectName(file.Name())
+		if !ok || !strings.HasPrefix(file.Name(), dir.name) {
 			continue
 		}
 		info, err := file.Info()
-		if err != nil { // evicted meanwhile
+		if err != nil || !info.Mode().IsRegular() { // evicted meanwhile, or none of ours
 			continue
 		}
-		o.size, o.used = charge(info.Size()), info.ModTime().Unix()
-		found = append(found, o)
+		found = append(found, scannedObject{objectID{dir.scope, name}, charge(info.Size()), info.ModTime().Unix()})
 	}
 	return found, err
+}
+
+// parseObjectName is the reverse of objectID.String.
+func parseObjectName(s string) (name [16]byte, ok bool) {
+	if len(s) != hex.EncodedLen(len(name)) || strings.ToLower(s) != s {
+		return name, false
+	}
+	_, err := hex.Decode(name[:], []byte(s))
+	return name, err == nil
 }

@@ -22,8 +22,7 @@ type smallObjects struct {
 
 type smallEntry struct {
 	id      objectID
-	info    Info
-	expect  Expect // what it was verified to be
+	record  *objectRecord
 	data    []byte
 	touched int64 // when the object was last marked as used on disk, unix seconds; guarded by mu
 }
@@ -43,7 +42,7 @@ func (s *smallObjects) get(id objectID, expect *Expect, now time.Time) (e *small
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, ok := s.lru.Get(id)
-	if !ok || !expect.admits(&e.expect) {
+	if !ok || !e.record.admitted(expect) {
 		return nil, false
 	}
 	const every = int64(time.Minute / time.Second)
@@ -87,11 +86,11 @@ func (s *smallObjects) retune(maxBytes int64) {
 	s.shrinkLocked()
 }
 
-// addSmall puts an object in memory that was read from disk, unless it was purged meanwhile.
-func (d *Disk) addSmall(e *smallEntry) {
+// addSmall puts an object in memory that was read from disk, unless it was purged or replaced meanwhile.
+func (d *Disk) addSmall(e *smallEntry, of *storedObject) {
 	d.publishing.Lock()
 	defer d.publishing.Unlock()
-	if d.index.has(e.id) {
+	if d.index.is(e.id, of) {
 		d.small.add(e)
 	}
 }
@@ -99,7 +98,7 @@ func (d *Disk) addSmall(e *smallEntry) {
 // touchSmall marks an object that is served from memory as used in the index, so that it is not evicted from there as one
 // nobody asks for.
 func (d *Disk) touchSmall(id objectID) {
-	if stored := d.index.get(id); stored != nil {
+	if stored, _ := d.index.lookup(id); stored != nil {
 		d.touch(id, stored, d.path(id))
 	}
 }

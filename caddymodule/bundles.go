@@ -146,10 +146,14 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 // the size, which an origin may not tell at first: a 200 in its place would be glued to what an old client already has
 // (protocol 3.3).
 func ready(object *cache.Object, r *http.Request, h hint) error {
-	if r.Header.Get("Range") != "" {
+	header := r.Header
+	if header.Get("Range") != "" || header.Get("If-None-Match") != "" || header.Get("If-Match") != "" {
 		if err := object.AwaitSize(); err != nil {
 			return err
 		}
+	}
+	if header.Get("Range") != "" && object.Info().Size < 0 { // it is not stored, so the size stays unknown
+		return errNoSize
 	}
 	switch size := object.Info().Size; {
 	case h.none:
@@ -159,6 +163,8 @@ func ready(object *cache.Object, r *http.Request, h hint) error {
 	}
 	return object.Await(h.first)
 }
+
+var errNoSize = errors.New("no range of an object can be told while its size is not known")
 
 // refuseObject answers a request for an object that cannot be had, unless its client has gone.
 func (h *Handler) refuseObject(w http.ResponseWriter, r *http.Request, err error) {
@@ -183,6 +189,7 @@ func abort(w http.ResponseWriter) {
 // deliverUnsized hands out an object whose size the origin does not tell, while it comes in.
 func deliverUnsized(w http.ResponseWriter, r *http.Request, object *cache.Object) {
 	w.WriteHeader(http.StatusOK)
+	_ = http.NewResponseController(w).Flush() // else HTTP/3 tells a HEAD that the length is 0
 	if r.Method != http.MethodHead {
 		_, _ = io.Copy(onlyWriter{w}, object) // object.Err tells what went wrong there; a client that left is no fault
 	}

@@ -25,6 +25,7 @@ const (
 	Remove Operation = "remove"
 	Mkdir  Operation = "mkdir"
 	Touch  Operation = "touch"
+	List   Operation = "list"
 )
 
 // What disks fail with.
@@ -40,6 +41,7 @@ type Files struct {
 	faults map[Operation]error // guarded by mu, as all below
 	after  map[Operation]int
 	free   int64
+	quick  bool
 }
 
 // NewFiles returns a Files without faults.
@@ -57,6 +59,12 @@ func (f *Files) FailAfter(n int, err error, operations ...Operation) {
 	for _, op := range operations {
 		f.faults[op], f.after[op] = err, n
 	}
+}
+
+// Hurry leaves syncs out, for tests that do not cut the power.
+func (f *Files) Hurry() *Files {
+	f.quick = true
+	return f
 }
 
 // SetFree sets how many bytes the disk says are free.
@@ -125,10 +133,20 @@ func (f *Files) Remove(path string) error {
 }
 
 // RemoveAll implements cache.Files.
-func (f *Files) RemoveAll(path string) error { return os.RemoveAll(path) }
+func (f *Files) RemoveAll(path string) error {
+	if err := f.fault(Remove, path); err != nil {
+		return err
+	}
+	return os.RemoveAll(path)
+}
 
 // ReadDir implements cache.Files.
-func (f *Files) ReadDir(path string) ([]fs.DirEntry, error) { return os.ReadDir(path) }
+func (f *Files) ReadDir(path string) ([]fs.DirEntry, error) {
+	if err := f.fault(List, path); err != nil {
+		return nil, err
+	}
+	return os.ReadDir(path)
+}
 
 // Touch implements cache.Files.
 func (f *Files) Touch(path string, t time.Time) error {
@@ -168,6 +186,9 @@ func (f *file) Write(p []byte) (int, error) {
 func (f *file) Sync() error {
 	if err := f.files.fault(Sync, f.file.Name()); err != nil {
 		return err
+	}
+	if f.files.quick {
+		return nil
 	}
 	return f.file.Sync()
 }

@@ -20,6 +20,8 @@ type Origin struct {
 	content []byte // guarded by mu, as all below
 	etag    string
 	unsized bool
+	blind   bool
+	pace    time.Duration
 	err     error
 	cutAt   int64 // the body of the next cuts Gets breaks off there
 	cuts    int
@@ -60,6 +62,12 @@ func (o *Origin) Cut(n int, at int64) { o.cuts, o.cutAt = n, at }
 // Unsized hides the size of the object.
 func (o *Origin) Unsized() { o.unsized = true }
 
+// Hide hides the size of the object, or what tells it from others, or both.
+func (o *Origin) Hide(size, validators bool) { o.unsized, o.blind = size, validators }
+
+// Pace has each piece of a body take so long.
+func (o *Origin) Pace(each time.Duration, piece int) { o.pace, o.piece = each, piece }
+
 // Gate has each piece of a body wait for a value from the channel, or for its end.
 func (o *Origin) Gate(gate chan struct{}, piece int) { o.gate, o.piece = gate, piece }
 
@@ -92,14 +100,17 @@ func (o *Origin) Get(ctx context.Context, offset, length int64, pin cache.Info) 
 	switch {
 	case o.err != nil:
 		return nil, o.err
-	case pin.ETag != "" && pin.ETag != o.etag:
+	case pin.ETag != "" && pin.ETag != o.etag && !o.blind:
 		return nil, cache.ErrChanged
 	}
 	info := cache.Info{Size: int64(len(o.content)), ETag: o.etag, Modified: time.Unix(1e9, 0)}
 	if o.unsized {
 		info.Size = -1
 	}
-	body := &body{ctx: ctx, gate: o.gate, piece: o.piece, left: -1}
+	if o.blind {
+		info.ETag, info.Modified = "", time.Time{}
+	}
+	body := &body{ctx: ctx, gate: o.gate, pace: o.pace, piece: o.piece, left: -1}
 	rest := o.content[min(offset, int64(len(o.content))):]
 	if length > 0 {
 		rest = rest[:min(length, int64(len(rest)))]
@@ -116,6 +127,7 @@ type body struct {
 	ctx    context.Context //nolint:containedctx // a body lives within its request
 	reader io.Reader
 	gate   chan struct{}
+	pace   time.Duration
 	piece  int
 	left   int64 // bytes before the cut; negative for none
 }
@@ -124,6 +136,13 @@ func (b *body) Read(p []byte) (int, error) {
 	if b.gate != nil {
 		select {
 		case <-b.gate:
+		case <-b.ctx.Done():
+			return 0, context.Cause(b.ctx)
+		}
+	}
+	if b.pace > 0 {
+		select {
+		case <-time.After(b.pace):
 		case <-b.ctx.Done():
 			return 0, context.Cause(b.ctx)
 		}

@@ -1,0 +1,15 @@
+package caddymodule
+
+import "github.com/capgo-edge/capgo-edge/cache"
+
+// ObjectStats tells what the object store of a storage directory holds and has done; tests wait for it, where an answer
+// would come too late.
+func ObjectStats(dir string) (stats cache.DiskStats) {
+	runtimes.Range(func(key, value any) bool {
+		if disk := value.(*runtime).openedDisk.Load(); disk != nil && key == dir {
+			stats = disk.Stats()
+		}
+		return true
+	})
+	return stats
+}
