@@ -166,7 +166,9 @@ func crashOnce(t *testing.T, dir string) (filling bool) {
 	if err := child.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	_ = <-read       // the pipe ends with the child
+	if err := <-read; err != nil { // the pipe ends with the child
+		t.Error(err)
+	}
 	_ = child.Wait() // it was killed
 	lines := strings.Split(strings.TrimSpace(text.String()), "\n")
 	if lines[0] != "opened" || strings.Contains(text.String(), "wrong") {

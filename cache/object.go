@@ -53,6 +53,9 @@ const sizeWait = 30 * time.Second
 // Info tells what the object is. Its Size is -1 while it is not known.
 func (o *Object) Info() Info { return o.info }
 
+// Bytes is the whole object if it is small and in memory, else nil. It must not be changed.
+func (o *Object) Bytes() []byte { return o.mem }
+
 // Err says why a Read ended before the end of the object; nil if none did. It is never the fault of the reader.
 func (o *Object) Err() error { return o.err }
 

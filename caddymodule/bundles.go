@@ -131,15 +131,32 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 	}
 	h.runtime.counters.object(objectStateOf(access))
 	setObjectHeaders(w.Header(), t, object.Info(), access)
-	if object.Info().Size < 0 {
+	switch content := object.Bytes(); {
+	case content != nil && isPlain(r):
+		w.Header()["Content-Length"] = []string{strconv.Itoa(len(content))}
+		_, _ = w.Write(content) // a client that went away is no fault
+	case object.Info().Size < 0:
 		deliverUnsized(w, r, object)
-	} else {
+	default:
 		http.ServeContent(newBodyWriter(w, r, object), withoutRangeLists(r), "", time.Time{}, object)
 	}
 	if err := object.Err(); err != nil && r.Context().Err() == nil {
 		h.runtime.counters.object(objectCut)
 		abort(w)
 	}
+}
+
+// isPlain reports whether a request is for the whole object, whatever it is.
+func isPlain(r *http.Request) bool {
+	if r.Method != http.MethodGet {
+		return false
+	}
+	for _, condition := range [...]string{"Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since"} {
+		if len(r.Header[condition]) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // ready waits until the answer to the request can begin, so that what fails before is told with a status. A range needs
@@ -255,9 +272,6 @@ func setObjectHeaders(header http.Header, t target, info cache.Info, access cach
 	if t.url != "" || strings.HasSuffix(t.key, ".zip") {
 		header["Content-Type"] = zipType
 	}
-	if tag := entityTag(t.known, info); tag != "" {
-		header["Etag"] = []string{tag}
-	}
 	header["Cache-Control"] = immutable
 	header["Content-Disposition"] = attachment
 	header["Content-Security-Policy"] = strictCSP
@@ -265,16 +279,31 @@ func setObjectHeaders(header http.Header, t target, info cache.Info, access cach
 	header["Accept-Ranges"] = acceptBytes
 	header["Cache-Status"] = accessStatus[access]
 	if t.known.Covers == resolver.DigestStored {
-		header["Repr-Digest"] = []string{"sha-256=:" + base64.StdEncoding.EncodeToString(t.known.SHA256[:]) + ":"}
+		setDigest(header, &t.known.SHA256)
+	} else if tag := entityTag(info); tag != "" {
+		header["Etag"] = []string{tag}
 	}
 }
 
-// entityTag is the same at every site and in every state: the digest the manifest tells, else one made of what the origin
-// tells. While neither is known it is empty.
-func entityTag(known resolver.Object, info cache.Info) string {
-	if known.Covers == resolver.DigestStored {
-		return `"` + hex.EncodeToString(known.SHA256[:]) + `"`
-	}
+// setDigest sets the headers that tell the object's digest. They are made in one piece: this is the hot path of delta files.
+func setDigest(header http.Header, digest *[sha256.Size]byte) {
+	const before, after = "sha-256=:", ":"
+	text := make([]byte, 0, 192) // on the stack
+	text = append(text, '"')
+	text = hex.AppendEncode(text, digest[:])
+	text = append(text, '"')
+	tag := len(text)
+	text = append(text, before...)
+	text = base64.StdEncoding.AppendEncode(text, digest[:])
+	text = append(text, after...)
+	whole := string(text)
+	values := &[2]string{whole[:tag], whole[tag:]}
+	header["Etag"], header["Repr-Digest"] = values[0:1:1], values[1:2:2]
+}
+
+// entityTag is made of what the origin tells of an object whose digest is not known, the same at every site and in every
+// state. While the origin has not told the size it is empty.
+func entityTag(info cache.Info) string {
 	if info.Size < 0 {
 		return ""
 	}
