@@ -137,7 +137,7 @@ type Origin interface {
 	// Get opens the object from offset on, for length bytes at the most; 0 for all. With a pin it must still be the object
 	// described there. The error is ErrNotFound if there is none. At or behind the end it is no error, but no bytes.
 	Get(ctx context.Context, offset, length int64, pin Info) (*Part, error)
-	// Report is told how a fill ended, nil for well.
+	// Report is told how a fill ended, nil for well. ErrNotStorable is no fault of the origin.
 	Report(err error)
 }
 
@@ -182,8 +182,8 @@ var (
 	// ErrClosed says that the store is closed.
 	ErrClosed = errors.New("the object store is closed")
 
-	// errNotStorable says that an object can be had, but not kept.
-	errNotStorable = errors.New("the object cannot be kept")
+	// ErrNotStorable says that an object can be had, but not kept. Origin.Report is told of it; readers get the object.
+	ErrNotStorable = errors.New("the object cannot be kept")
 	errAbandoned   = errors.New("nobody waits for the object any more")
 )
 
@@ -342,7 +342,7 @@ func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
 		}
 		f, access, err := d.join(ctx, id, r)
 		switch {
-		case errors.Is(err, errNotStorable):
+		case errors.Is(err, ErrNotStorable):
 			return d.openBypass(ctx, id, r)
 		case err != nil:
 			return nil, access, err
@@ -354,7 +354,7 @@ func (d *Disk) open(ctx context.Context, r *Request) (*Object, Access, error) {
 			return o, access, nil
 		}
 		_ = o.Close() // closes nothing yet
-		if errors.Is(err, errNotStorable) {
+		if errors.Is(err, ErrNotStorable) {
 			return d.openBypass(ctx, id, r)
 		}
 		return nil, access, err
@@ -523,7 +523,7 @@ func (d *Disk) Fetch(ctx context.Context, r *Request) error {
 		err = f.awaitEnd(ctx)
 		f.leave()
 		if err == nil && !f.stored() {
-			err = errNotStorable
+			err = ErrNotStorable
 		}
 		return err
 	}
@@ -549,11 +549,11 @@ func (d *Disk) join(ctx context.Context, id objectID, r *Request) (*fill, Access
 		}
 		f := d.fills[id]
 		switch {
-		case f != nil && r.Expect.admits(&f.expect):
+		case f != nil && r.Expect.admits(&f.expect) && !f.isDead():
 			f.enter()
 			d.mu.Unlock()
 			return f, Collapsed, nil
-		case f != nil: // of another content under the same name: one after the other
+		case f != nil: // of another content under the same name, or about to be gone: one after the other
 			d.mu.Unlock()
 			select {
 			case <-f.ended:
@@ -603,7 +603,7 @@ func retryAfter(err error, failures int) time.Duration {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return notFoundFor
-	case errors.Is(err, errNotStorable):
+	case errors.Is(err, ErrNotStorable):
 		return notStorableFor
 	case errors.Is(err, ErrMismatch):
 		return jitter(min(mismatchFor<<min(failures, 10), mismatchAtMost))

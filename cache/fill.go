@@ -63,7 +63,7 @@ const (
 	// fillBuffer is how much is read from the origin at once.
 	fillBuffer = 64 << 10
 	// reserveStep is the room that is taken at once for an object of unknown size.
-	reserveStep = 8 << 20
+	reserveStep = 1 << 20
 	// abandonAfter is how long a fill goes on that nobody waits for. One of which half has come is ended.
 	abandonAfter = 10 * time.Second
 	// farAhead is how far behind a fill's reach a range must begin to be read from the origin by itself, and maxFarReads
@@ -86,7 +86,7 @@ func newFill(d *Disk, id objectID, r *Request) *fill {
 // run fetches, verifies and stores the object.
 func (f *fill) run() {
 	defer close(f.ended)
-	err := safely(f.fetch)
+	err := noEOF(safely(f.fetch))
 	if err != nil && f.verifier != nil {
 		_ = f.verifier.Verify() // it is told of the end in any case
 	}
@@ -104,11 +104,13 @@ func (f *fill) run() {
 	f.cancel(nil)
 }
 
-// tell reports how the fill ended. A failing disk is no fault of the origin.
+// tell reports how the fill ended.
 func (f *fill) tell(err error) {
 	switch {
-	case err == nil, errors.Is(err, errNotStorable):
+	case err == nil:
 		f.origin.Report(nil)
+	case errors.Is(err, ErrNotStorable):
+		f.origin.Report(err)
 	case errors.Is(err, errAbandoned), errors.Is(err, ErrClosed):
 	default:
 		f.d.counts.failed.Add(1)
@@ -197,7 +199,7 @@ func (f *fill) begin(info Info) error {
 // create makes the file of the fill, for so many bytes; negative if their number is not known.
 func (f *fill) create(size int64) (File, error) {
 	if !f.d.healthy() {
-		return nil, fmt.Errorf("%w: the disk fails", errNotStorable)
+		return nil, fmt.Errorf("%w: the disk fails", ErrNotStorable)
 	}
 	if size < 0 {
 		size = reserveStep
@@ -208,7 +210,7 @@ func (f *fill) create(size int64) (File, error) {
 	f.d.publishing.Lock() // so that a store that is closed makes no file
 	defer f.d.publishing.Unlock()
 	if f.d.isClosed() {
-		return nil, fmt.Errorf("%w: %w", errNotStorable, ErrClosed)
+		return nil, fmt.Errorf("%w: %w", ErrNotStorable, ErrClosed)
 	}
 	path := f.d.newFillPath(f.id.String())
 	file, err := f.d.files.Create(path)
@@ -223,7 +225,7 @@ func (f *fill) create(size int64) (File, error) {
 
 func (f *fill) diskFailed(err error) error {
 	f.d.diskFailed(fmt.Errorf("storing an object: %w", err))
-	return fmt.Errorf("%w: %w", errNotStorable, err)
+	return fmt.Errorf("%w: %w", ErrNotStorable, err)
 }
 
 // reserve takes n more bytes of the budget, evicting what is dearest least.
@@ -231,7 +233,7 @@ func (f *fill) reserve(n int64) error {
 	n = charge(n)
 	victims, ok := f.d.index.reserve(n)
 	if !ok {
-		return fmt.Errorf("%w: it is larger than what max_size leaves beside the objects that are being fetched", errNotStorable)
+		return fmt.Errorf("%w: it is larger than what max_size leaves beside the objects that are being fetched", ErrNotStorable)
 	}
 	f.reserved += n
 	f.d.discard(victims)
@@ -251,7 +253,7 @@ func (f *fill) keepFree(n int64) error {
 		return nil
 	}
 	if _, bytes, _ := d.index.count(); bytes < missing {
-		return fmt.Errorf("%w: %d bytes are free on the disk, and min_free keeps %d of them", errNotStorable, free, d.minFree.Load())
+		return fmt.Errorf("%w: %d bytes are free on the disk, and min_free keeps %d of them", ErrNotStorable, free, d.minFree.Load())
 	}
 	d.discard(d.index.free(missing))
 	return nil
@@ -531,6 +533,13 @@ func (f *fill) finish() {
 		f.abandonAt = nil
 	}
 	f.closeFileLocked()
+}
+
+// isDead reports whether the fill has failed, so that a new reader would get nothing of it.
+func (f *fill) isDead() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.over && f.err != nil
 }
 
 // closeFileLocked closes the fill's file once nobody needs it, and removes it unless it was stored.

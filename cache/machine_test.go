@@ -324,10 +324,9 @@ func (r *reading) request() *cache.Request {
 // collector is a cache.Sink.
 type collector struct{ bytes.Buffer }
 
-func (c *collector) SendFile(f *os.File, n int64) (int64, bool, error) {
-	sent, err := io.CopyN(&c.Buffer, f, n)
-	return sent, true, err
-}
+func (c *collector) FilePiece() int64 { return 1 }
+
+func (c *collector) SendFile(f *os.File, n int64) (int64, error) { return io.CopyN(&c.Buffer, f, n) }
 
 // do reads and judges what it gets. It returns whether all came.
 func (m *machine) do(disk *cache.Disk, r reading) bool {

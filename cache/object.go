@@ -33,11 +33,12 @@ type Object struct {
 	fill   *fill
 	direct *directRead
 
-	own   *os.File // its own descriptor of file or of the fill's file, whose position is ownAt; nil until needed
+	own   *os.File // its own descriptor of file or of the fill's file, whose position is ownAt, -1 if not known; nil until needed
 	ownAt int64
 	noOwn bool
 	far   bool // direct counts as a far read of fill
 	noFar bool // a far read has failed, so that the fill is waited for
+	pace  int  // fast or slow: that of the client
 }
 
 // directRead is a body read from the origin for this object alone.
@@ -63,7 +64,7 @@ func (o *Object) Err() error { return o.err }
 func (d *Disk) openBypass(ctx context.Context, id objectID, r *Request) (*Object, Access, error) {
 	part, err := r.Origin.Get(ctx, r.Offset, r.Length, Info{})
 	if err != nil {
-		return nil, Bypassed, err
+		return nil, Bypassed, noEOF(err)
 	}
 	o := &Object{d: d, ctx: ctx, request: *r, id: id, info: part.Info}
 	o.setDirect(part, r.Offset)
@@ -249,7 +250,7 @@ func (o *Object) findInFill(left int64) (chunk, error) {
 		}
 		o.closeDirect() // it waits from here on, and others may have its place
 		err := f.awaitByte(o.ctx, o.offset)
-		if errors.Is(err, errNotStorable) {
+		if errors.Is(err, ErrNotStorable) {
 			o.fill = nil
 			f.leave()
 			return o.findDirect(left)
@@ -311,7 +312,7 @@ func (o *Object) findDirect(left int64) (chunk, error) {
 	}
 	part, err := o.request.Origin.Get(o.ctx, at, o.lengthFrom(at), o.info)
 	if err != nil {
-		return chunk{}, err
+		return chunk{}, noEOF(err)
 	}
 	if err := o.continues(part.Info); err != nil {
 		return chunk{}, errors.Join(err, part.Body.Close())
@@ -457,7 +458,7 @@ func (o *Object) fallBack(cause error) error {
 	}
 	o.fill = f
 	info, err := f.awaitInfo(o.ctx)
-	if errors.Is(err, errNotStorable) {
+	if errors.Is(err, ErrNotStorable) {
 		o.fill = nil
 		f.leave()
 		return nil
@@ -471,13 +472,26 @@ func (o *Object) fallBack(cause error) error {
 // Sink takes the bytes of an object.
 type Sink interface {
 	io.Writer
-	// SendFile sends n bytes of f from its current position on. It reports false if it cannot do that better than Write,
-	// and has sent nothing then.
-	SendFile(f *os.File, n int64) (sent int64, ok bool, err error)
+	// FilePiece is the least that is worth sending by SendFile, which is called for multiples of it; 0 if nothing is.
+	FilePiece() int64
+	// SendFile sends n bytes of f from its current position on, and may leave that anywhere.
+	SendFile(f *os.File, n int64) (sent int64, err error)
 }
 
-// copyBuffers are only held while bytes are on their way: a thousand phones that wait for a fill hold none.
-var copyBuffers = sync.Pool{New: func() any { b := make([]byte, 32<<10); return &b }}
+// copyBuffers are held while bytes are on their way: a phone that waits for a fill holds none, one that takes its time to
+// read a small one. A thousand of them must not cost what the fast ones gain.
+var copyBuffers = [2]sync.Pool{fast: newBuffers(64 << 10), slow: newBuffers(16 << 10)}
+
+const (
+	fast = iota
+	slow
+	// slowChunk is how long a chunk takes to a client that is slow. The buffers of the system take what a fast one needs.
+	slowChunk = 20 * time.Millisecond
+)
+
+func newBuffers(size int) sync.Pool {
+	return sync.Pool{New: func() any { b := make([]byte, size); return &b }}
+}
 
 // CopyN copies n bytes to w, as io.CopyN does, without passing them through this process where the system can.
 func (o *Object) CopyN(w Sink, n int64) (int64, error) {
@@ -502,18 +516,22 @@ func (o *Object) deliver(w Sink, c chunk) (int64, error) {
 		o.offset += int64(n)
 		return int64(n), err
 	}
-	if c.from == inFile {
-		if f := o.descriptor(); f != nil {
-			if n, ok, err := o.sendFile(w, f, c.size); ok {
-				return n, err
+	defer o.judge(time.Now())
+	size := min(c.size, sendAtOnce)
+	buffers := &copyBuffers[o.pace]
+	if piece := w.FilePiece(); piece > 0 {
+		if c.from == inFile && o.pace == fast && size >= piece { // net/http holds 32 KiB of its own while it sends a file
+			if f := o.descriptor(); f != nil {
+				return o.sendFile(w, f, size-size%piece)
 			}
 		}
+		buffers = &copyBuffers[slow] // what is left to copy is little
 	}
-	buf, _ := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	buf, _ := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
 	var sent int64
-	for sent < c.size { // the chunk is there, so the buffer is not held for long
-		n, err := o.Read((*buf)[:min(int64(len(*buf)), c.size-sent)])
+	for sent < size {
+		n, err := o.Read((*buf)[:min(int64(len(*buf)), size-sent)])
 		if err != nil {
 			return sent, err
 		}
@@ -526,26 +544,32 @@ func (o *Object) deliver(w Sink, c chunk) (int64, error) {
 	return sent, nil
 }
 
-// sendFile sends from a file. Whether it was the file or the client that failed only reading it again tells.
-func (o *Object) sendFile(w Sink, f *os.File, size int64) (int64, bool, error) {
-	n, ok, err := w.SendFile(f, size)
-	if !ok {
-		o.noOwn = true
-		return 0, false, nil
+// sendAtOnce is after how much the pace of a client is judged anew.
+const sendAtOnce = 128 << 10
+
+// judge notes that the client is slow, if what was begun then took it so long. It does not become fast again.
+func (o *Object) judge(began time.Time) {
+	if time.Since(began) > sendAtOnce/(64<<10)*slowChunk {
+		o.pace = slow
 	}
+}
+
+// sendFile sends from a file. Whether it was the file or the client that failed only reading it again tells.
+func (o *Object) sendFile(w Sink, f *os.File, size int64) (int64, error) {
+	n, err := w.SendFile(f, size)
 	o.offset += n
-	o.ownAt += n
+	o.ownAt = -1
 	if n == size || err == nil && n > 0 { // what is left of it comes next
-		return n, true, err
+		return n, err
 	}
 	var probe [1]byte
 	if _, readErr := o.readerAt().ReadAt(probe[:], o.offset); readErr != nil {
-		return n, true, o.fail(o.fallBack(readErr))
+		return n, o.fail(o.fallBack(readErr))
 	}
 	if err == nil {
 		err = io.ErrShortWrite
 	}
-	return n, true, err
+	return n, err
 }
 
 // descriptor returns a file of its own at the object's offset, or nil if there is none to be had.

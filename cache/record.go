@@ -88,7 +88,7 @@ func (r *objectRecord) admitted(e *Expect) bool {
 // encode returns what follows the content.
 func (r *objectRecord) encode() ([]byte, error) {
 	if !utf8.ValidString(r.Scope) || !utf8.ValidString(r.Name) { // JSON would change them
-		return nil, fmt.Errorf("%w: its name is no UTF-8", errNotStorable)
+		return nil, fmt.Errorf("%w: its name is no UTF-8", ErrNotStorable)
 	}
 	if !utf8.ValidString(r.ETag) { // an origin may send any byte
 		without := *r
@@ -97,10 +97,10 @@ func (r *objectRecord) encode() ([]byte, error) {
 	}
 	text, err := json.Marshal(r)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNotStorable, err)
+		return nil, fmt.Errorf("%w: %w", ErrNotStorable, err)
 	}
 	if len(text) > maxRecord {
-		return nil, fmt.Errorf("%w: its name is too long", errNotStorable)
+		return nil, fmt.Errorf("%w: its name is too long", ErrNotStorable)
 	}
 	sum := crc32.ChecksumIEEE(text)
 	text = binary.BigEndian.AppendUint32(text, uint32(len(text))) //nolint:gosec // names are short

@@ -58,7 +58,7 @@ func TestRecordRefuses(t *testing.T) {
 	} {
 		r := testRecord()
 		change(r)
-		if _, err := r.encode(); !errors.Is(err, errNotStorable) {
+		if _, err := r.encode(); !errors.Is(err, ErrNotStorable) {
 			t.Errorf("%.40q: %v", r.Name, err)
 		}
 	}

@@ -142,10 +142,13 @@ func (o *objectOrigin) Report(err error) {
 	switch {
 	case err == nil:
 		faults.well(objects, "objects can be read again", fields[0])
+		faults.well("keeping "+o.scope, "objects are kept again", fields[0])
 		faults.well(missing, "object can be read again", fields[:2]...)
 		faults.well(changed, "object is the one the manifest names again", fields[:2]...)
 	case isLink:
 		faults.fault("link "+o.scope+" "+link.Link, "leads out", "origin refuses a link", fields...)
+	case errors.Is(err, cache.ErrNotStorable):
+		faults.fault("keeping "+o.scope, "not kept", "object is passed on from the origin for each phone and not kept", fields...)
 	case errors.Is(err, cache.ErrNotFound):
 		faults.fault(missing, "missing", "a manifest names an object that the origin does not have", fields...)
 	case errors.Is(err, cache.ErrMismatch):

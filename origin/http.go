@@ -328,10 +328,14 @@ func parseContentRange(s string) (first, last, size int64, ok bool) {
 	return first, last, size, errors.Join(errs[:]...) == nil && 0 <= first && first <= last && last < size
 }
 
-// publicError takes the address out of a client error: it is long, and may hold what only the operator should read.
+// publicError takes the address out of a client error: it is long, and may hold what only the operator should read. A server
+// that hangs up without an answer must not look like the end of an object.
 func publicError(err error) error {
 	if e, ok := errors.AsType[*url.Error](err); ok {
-		return e.Err
+		err = e.Err
+	}
+	if errors.Is(err, io.EOF) {
+		return errors.New("the server hung up without an answer")
 	}
 	return err
 }
