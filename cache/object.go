@@ -36,9 +36,10 @@ type Object struct {
 	own   *os.File // its own descriptor of file or of the fill's file, whose position is ownAt, -1 if not known; nil until needed
 	ownAt int64
 	noOwn bool
-	far   bool // direct counts as a far read of fill
-	noFar bool // a far read has failed, so that the fill is waited for
-	pace  int  // fast or slow: that of the client
+	far   bool  // direct counts as a far read of fill
+	noFar bool  // a far read has failed, so that the fill is waited for
+	pace  int   // fast or slow: that of the client
+	piece int64 // how much is sent to it at once
 }
 
 // directRead is a body read from the origin for this object alone.
@@ -516,8 +517,8 @@ func (o *Object) deliver(w Sink, c chunk) (int64, error) {
 		o.offset += int64(n)
 		return int64(n), err
 	}
-	defer o.judge(time.Now())
-	size := min(c.size, sendAtOnce)
+	size := o.atOnce(c.size)
+	defer o.judge(time.Now(), size)
 	buffers := &copyBuffers[o.pace]
 	if piece := w.FilePiece(); piece > 0 {
 		if c.from == inFile && o.pace == fast && size >= piece { // net/http holds 32 KiB of its own while it sends a file
@@ -544,13 +545,23 @@ func (o *Object) deliver(w Sink, c chunk) (int64, error) {
 	return sent, nil
 }
 
-// sendAtOnce is after how much the pace of a client is judged anew.
-const sendAtOnce = 128 << 10
+// The least and the most that is sent before the pace of a client is judged anew: the longer it has been fast, the more.
+const (
+	leastAtOnce = 256 << 10
+	mostAtOnce  = 8 << 20
+)
 
-// judge notes that the client is slow, if what was begun then took it so long. It does not become fast again.
-func (o *Object) judge(began time.Time) {
-	if time.Since(began) > sendAtOnce/(64<<10)*slowChunk {
+// atOnce is how much is to be sent next of what is there.
+func (o *Object) atOnce(size int64) int64 { return min(size, max(o.piece, leastAtOnce)) }
+
+// judge notes how fast the client took what was begun then. One that was slow does not become fast again.
+func (o *Object) judge(began time.Time, size int64) {
+	due := time.Duration(size/(64<<10)+1) * slowChunk
+	switch took := time.Since(began); {
+	case took > due:
 		o.pace = slow
+	case took < due/4 && size >= o.piece:
+		o.piece = min(2*max(o.piece, leastAtOnce), mostAtOnce)
 	}
 }
 
