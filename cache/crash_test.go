@@ -105,7 +105,7 @@ func crashRead(d *cache.Disk, r *cache.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer o.Close() //nolint:errcheck // only read from
+	defer o.Close()
 	got, err := io.ReadAll(o)
 	return got, errors.Join(err, o.Err())
 }

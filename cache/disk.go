@@ -301,7 +301,7 @@ func (d *Disk) scopeByDir(dir string) uint32 {
 	if n, ok := d.scopes[dir]; ok {
 		return n
 	}
-	n = uint32(len(d.dirs)) //nolint:gosec // as many as there are origins
+	n = uint32(len(d.dirs))
 	d.scopes[dir] = n
 	d.dirs = append(d.dirs, dir)
 	return n

@@ -14,7 +14,7 @@ func RecordOf(path string) (key Key, sum, verified string, err error) {
 	if err != nil {
 		return key, "", "", err
 	}
-	defer f.Close() //nolint:errcheck // only read from
+	defer f.Close()
 	stat, err := f.Stat()
 	if err != nil {
 		return key, "", "", err

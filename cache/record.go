@@ -103,7 +103,7 @@ func (r *objectRecord) encode() ([]byte, error) {
 		return nil, fmt.Errorf("%w: its name is too long", ErrNotStorable)
 	}
 	sum := crc32.ChecksumIEEE(text)
-	text = binary.BigEndian.AppendUint32(text, uint32(len(text))) //nolint:gosec // names are short
+	text = binary.BigEndian.AppendUint32(text, uint32(len(text)))
 	text = binary.BigEndian.AppendUint32(text, sum)
 	return append(text, recordMagic...), nil
 }

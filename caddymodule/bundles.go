@@ -125,7 +125,7 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 		return
 	}
 	defer object.Close() //nolint:errcheck // only read from
-	if err := ready(object, r, hint); err != nil {
+	if err := ready(object, r, hint); err != nil { //nolint:contextcheck // the object has the request's
 		h.refuseObject(w, r, err)
 		return
 	}
@@ -134,7 +134,7 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 	switch content := object.Bytes(); {
 	case content != nil && isPlain(r):
 		w.Header()["Content-Length"] = []string{strconv.Itoa(len(content))}
-		_, _ = w.Write(content) // a client that went away is no fault
+		_, _ = w.Write(content) //nolint:gosec // its type is fixed and not sniffed; a client that went away is no fault
 	case object.Info().Size < 0:
 		deliverUnsized(w, r, object)
 	default:

@@ -46,7 +46,7 @@ func newDecodedVerifier(e *cache.Expect) cache.Verifier {
 	go func() {
 		defer close(v.done)
 		v.err = v.decode(out)
-		out.CloseWithError(v.err) // ends Write, too
+		_ = out.CloseWithError(v.err) // ends Write, too; it never fails
 	}()
 	return v
 }

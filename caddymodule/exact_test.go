@@ -510,7 +510,7 @@ func askStuck(t *testing.T, e *edgetest.Edge, path string, content []byte) (judg
 			}()
 		}
 	}
-	opened(t, e, uint64(cap(results))) //nolint:gosec // small
+	opened(t, e, uint64(cap(results)))
 	return func(t *testing.T) {
 		for range cap(results) {
 			got := <-results

@@ -131,7 +131,7 @@ func tells(more int) func(content []byte) http.HandlerFunc {
 				panic(err)
 			}
 			defer conn.Close()
-			fmt.Fprintf(buf, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: \"v1\"\r\n\r\n", len(content)+more)
+			_, _ = fmt.Fprintf(buf, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\nETag: \"v1\"\r\n\r\n", len(content)+more)
 			_, _ = buf.Write(content)
 			_ = buf.Flush()
 		}
@@ -376,9 +376,9 @@ func newReport(columns ...any) *report {
 
 func (r *report) row(cells ...any) {
 	for _, cell := range cells {
-		fmt.Fprintf(r.tab, "%v\t", cell)
+		_, _ = fmt.Fprintf(r.tab, "%v\t", cell)
 	}
-	fmt.Fprintln(r.tab)
+	_, _ = fmt.Fprintln(r.tab)
 }
 
 func (r *report) String() string {
@@ -423,7 +423,7 @@ func TestStall(t *testing.T) {
 				progress = append(progress, got)
 				wg.Go(func() { seen[i] = watch(t, c, paths[name], got) })
 			}
-			opened(t, e, before+uint64(n)) //nolint:gosec // small
+			opened(t, e, before+uint64(n))
 			low, high := int64(0), int64(0)
 			edgetest.Eventually(t, "all have what came", func() bool {
 				low, high = bounds(progress)

@@ -209,7 +209,7 @@ func (c *collector) collectDisk(count func(*prometheus.Desc, uint64, ...string),
 	count(descFills, s.Stored, "stored")
 	count(descFills, s.Failed-s.Mismatches, "failed")
 	count(descFills, s.Mismatches, "mismatch")
-	count(descFillBytes, uint64(s.FilledBytes)) //nolint:gosec // never negative
+	count(descFillBytes, uint64(s.FilledBytes))
 	count(descFar, s.RangeReads)
 	count(descEvicted, s.Evicted)
 	count(descDamaged, s.Damaged)

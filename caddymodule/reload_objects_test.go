@@ -118,7 +118,7 @@ func TestReloadsDuringDownloads(t *testing.T) {
 			errs <- err
 		}()
 	}
-	opened(t, e, before+uint64(downloads)) //nolint:gosec // small
+	opened(t, e, before+uint64(downloads))
 	for i := range reloads {
 		load(t, e, config(i+1))
 		close(taken[i])
@@ -318,7 +318,7 @@ func TestStopDrains(t *testing.T) {
 			seen := make(chan *edgetest.Response)
 			protocols := []string{edgetest.HTTP1, edgetest.HTTP1TLS, edgetest.HTTP2}
 			for _, protocol := range protocols {
-				resp, err := e.Over(t, protocol).Open(t.Context(), http.MethodGet, path, "")
+				resp, err := e.Over(t, protocol).Open(t.Context(), http.MethodGet, path, "") //nolint:bodyclose // closed below
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -209,8 +209,8 @@ func (s *spoiled) Read(p []byte) (int, error) {
 // connection; what cannot be asked is a 503.
 func Handler(store origin.Store) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		hint := origin.Hint{None: r.Method == http.MethodHead}
-		o, err := origin.OpenReader(r.Context(), store, strings.TrimPrefix(r.URL.Path, "/"), hint)
+		hint := Hint{None: r.Method == http.MethodHead}
+		o, err := OpenReader(r.Context(), store, strings.TrimPrefix(r.URL.Path, "/"), hint)
 		if err != nil {
 			w.WriteHeader(status(err))
 			return

@@ -1,10 +1,13 @@
-package origin
+package faulty
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
+
+	"github.com/capgo-edge/capgo-edge/origin"
 )
 
 // Reader reads one object of a store from any offset. It is an io.ReadSeekCloser for http.ServeContent: it opens the
@@ -14,10 +17,10 @@ import (
 // It is for one goroutine.
 type Reader struct {
 	ctx   context.Context //nolint:containedctx // a Reader lives within one request, as a request's body does
-	store Store
+	store origin.Store
 	key   string
 
-	info   Object // as first opened, without Body
+	info   origin.Object // as first opened, without Body
 	body   io.ReadCloser
 	at     int64 // where body stands
 	until  int64 // where body ends
@@ -33,12 +36,12 @@ type Hint struct {
 }
 
 // OpenReader opens the object at key. What the hint promises costs one request to the store and no more.
-func OpenReader(ctx context.Context, store Store, key string, hint Hint) (*Reader, error) {
+func OpenReader(ctx context.Context, store origin.Store, key string, hint Hint) (*Reader, error) {
 	r := &Reader{ctx: ctx, store: store, key: key}
-	opts := GetOptions{Offset: hint.Offset, Length: hint.Length, HeadOnly: hint.None}
+	opts := origin.GetOptions{Offset: hint.Offset, Length: hint.Length, HeadOnly: hint.None}
 	o, err := store.Get(ctx, key, opts)
-	if errors.Is(err, ErrRange) { // nothing to read, but its size is to be told
-		opts = GetOptions{HeadOnly: true}
+	if errors.Is(err, origin.ErrRange) { // nothing to read, but its size is to be told
+		opts = origin.GetOptions{HeadOnly: true}
 		o, err = store.Get(ctx, key, opts)
 	}
 	if err != nil {
@@ -51,12 +54,12 @@ func OpenReader(ctx context.Context, store Store, key string, hint Hint) (*Reade
 }
 
 // Info is what the store tells of the object. Its Body is nil.
-func (r *Reader) Info() Object { return r.info }
+func (r *Reader) Info() origin.Object { return r.info }
 
 // Err says why a Read ended before the end of the object; nil if none did.
 func (r *Reader) Err() error { return r.err }
 
-func (r *Reader) take(o *Object, opts GetOptions) {
+func (r *Reader) take(o *origin.Object, opts origin.GetOptions) {
 	r.body, r.at, r.until = o.Body, opts.Offset, r.info.Size
 	switch {
 	case opts.HeadOnly:
@@ -85,7 +88,7 @@ func (r *Reader) Read(p []byte) (int, error) {
 	r.offset = r.at
 	switch {
 	case errors.Is(err, io.EOF) && r.info.Size >= 0 && r.at < r.until:
-		err = fmt.Errorf("%w: the object ends %d bytes early", ErrUnavailable, r.until-r.at)
+		err = fmt.Errorf("%w: the object ends %d bytes early", origin.ErrUnavailable, r.until-r.at)
 	case errors.Is(err, io.EOF) && r.info.Size >= 0 && r.at < r.info.Size:
 		err = nil // the end of the part that was hinted at
 	}
@@ -100,14 +103,14 @@ func (r *Reader) reopen() error {
 	if err := r.body.Close(); err != nil {
 		return err
 	}
-	r.body = emptyBody{}
-	opts := GetOptions{Offset: r.offset, IfMatch: r.info.ETag}
+	r.body = http.NoBody
+	opts := origin.GetOptions{Offset: r.offset, IfMatch: r.info.ETag}
 	o, err := r.store.Get(r.ctx, r.key, opts)
 	if err != nil {
 		return err
 	}
 	if o.Size != r.info.Size || o.ETag != r.info.ETag || o.ETag == "" && !o.Modified.Equal(r.info.Modified) {
-		return errors.Join(ErrChanged, o.Body.Close())
+		return errors.Join(origin.ErrChanged, o.Body.Close())
 	}
 	r.take(o, opts)
 	return nil

@@ -20,9 +20,9 @@ import (
 const alphabet = "abcdefghijklmnopqrstuvwxyz"
 
 // serveContent answers a request with the object "a" of s, as the edge does.
-func serveContent(t *testing.T, s origin.Store, hint origin.Hint, method string, header http.Header) (*httptest.ResponseRecorder, *origin.Reader) {
+func serveContent(t *testing.T, s origin.Store, hint faulty.Hint, method string, header http.Header) (*httptest.ResponseRecorder, *faulty.Reader) {
 	t.Helper()
-	reader, err := origin.OpenReader(t.Context(), s, "a", hint)
+	reader, err := faulty.OpenReader(t.Context(), s, "a", hint)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,30 +57,30 @@ func TestReaderServesContent(t *testing.T) {
 	}
 	tests := []struct {
 		name   string
-		hint   origin.Hint
+		hint   faulty.Hint
 		method string
 		header http.Header
 		status int
 		want   string
 		gets   int
 	}{
-		{"whole", origin.Hint{}, "GET", h(), 200, alphabet, 1},
-		{"head", origin.Hint{None: true}, "HEAD", h(), 200, "", 1},
-		{"head without hint", origin.Hint{}, "HEAD", h(), 200, "", 1},
-		{"part", origin.Hint{Offset: 2, Length: 3}, "GET", h("Range", "bytes=2-4"), 206, "cde", 1},
-		{"first part", origin.Hint{Length: 3}, "GET", h("Range", "bytes=0-2"), 206, "abc", 1},
-		{"rest", origin.Hint{Offset: 20}, "GET", h("Range", "bytes=20-"), 206, alphabet[20:], 1},
-		{"past the end", origin.Hint{Offset: 20, Length: 100}, "GET", h("Range", "bytes=20-119"), 206, alphabet[20:], 1},
-		{"suffix", origin.Hint{None: true}, "GET", h("Range", "bytes=-4"), 206, "wxyz", 2},
-		{"suffix without hint", origin.Hint{}, "GET", h("Range", "bytes=-4"), 206, "wxyz", 2},
-		{"behind the end", origin.Hint{Offset: 26}, "GET", h("Range", "bytes=26-"), 416, "invalid range: failed to overlap\n", 2},
-		{"unmodified", origin.Hint{None: true}, "GET", h("If-None-Match", `"edge"`), 304, "", 1},
-		{"modified", origin.Hint{None: true}, "GET", h("If-None-Match", `"old"`), 200, alphabet, 2},
-		{"precondition", origin.Hint{None: true}, "GET", h("If-Match", `"old"`), 412, "", 1},
-		{"same for a range", origin.Hint{Offset: 2, Length: 3}, "GET", h("Range", "bytes=2-4", "If-Range", `"edge"`), 206, "cde", 1},
-		{"another for a range", origin.Hint{Offset: 2, Length: 3}, "GET", h("Range", "bytes=2-4", "If-Range", `"old"`), 200, alphabet, 2},
-		{"hinted at too little", origin.Hint{Length: 3}, "GET", h(), 200, alphabet, 2},
-		{"hinted at another place", origin.Hint{Offset: 9}, "GET", h("Range", "bytes=2-4"), 206, "cde", 2},
+		{"whole", faulty.Hint{}, "GET", h(), 200, alphabet, 1},
+		{"head", faulty.Hint{None: true}, "HEAD", h(), 200, "", 1},
+		{"head without hint", faulty.Hint{}, "HEAD", h(), 200, "", 1},
+		{"part", faulty.Hint{Offset: 2, Length: 3}, "GET", h("Range", "bytes=2-4"), 206, "cde", 1},
+		{"first part", faulty.Hint{Length: 3}, "GET", h("Range", "bytes=0-2"), 206, "abc", 1},
+		{"rest", faulty.Hint{Offset: 20}, "GET", h("Range", "bytes=20-"), 206, alphabet[20:], 1},
+		{"past the end", faulty.Hint{Offset: 20, Length: 100}, "GET", h("Range", "bytes=20-119"), 206, alphabet[20:], 1},
+		{"suffix", faulty.Hint{None: true}, "GET", h("Range", "bytes=-4"), 206, "wxyz", 2},
+		{"suffix without hint", faulty.Hint{}, "GET", h("Range", "bytes=-4"), 206, "wxyz", 2},
+		{"behind the end", faulty.Hint{Offset: 26}, "GET", h("Range", "bytes=26-"), 416, "invalid range: failed to overlap\n", 2},
+		{"unmodified", faulty.Hint{None: true}, "GET", h("If-None-Match", `"edge"`), 304, "", 1},
+		{"modified", faulty.Hint{None: true}, "GET", h("If-None-Match", `"old"`), 200, alphabet, 2},
+		{"precondition", faulty.Hint{None: true}, "GET", h("If-Match", `"old"`), 412, "", 1},
+		{"same for a range", faulty.Hint{Offset: 2, Length: 3}, "GET", h("Range", "bytes=2-4", "If-Range", `"edge"`), 206, "cde", 1},
+		{"another for a range", faulty.Hint{Offset: 2, Length: 3}, "GET", h("Range", "bytes=2-4", "If-Range", `"old"`), 200, alphabet, 2},
+		{"hinted at too little", faulty.Hint{Length: 3}, "GET", h(), 200, alphabet, 2},
+		{"hinted at another place", faulty.Hint{Offset: 9}, "GET", h("Range", "bytes=2-4"), 206, "cde", 2},
 	}
 	for storeName, store := range stores {
 		for _, tt := range tests {
@@ -107,7 +107,7 @@ func TestReaderServesContent(t *testing.T) {
 func TestReaderEmpty(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a"), "")
-	for _, hint := range []origin.Hint{{}, {None: true}, {Offset: 5}} {
+	for _, hint := range []faulty.Hint{{}, {None: true}, {Offset: 5}} {
 		w, reader := serveContent(t, newFile(t, dir), hint, "GET", http.Header{})
 		if w.Code != 200 || w.Body.Len() != 0 || reader.Err() != nil {
 			t.Errorf("%+v: %d %q, %v", hint, w.Code, w.Body, reader.Err())
@@ -117,8 +117,8 @@ func TestReaderEmpty(t *testing.T) {
 
 func TestReaderMissing(t *testing.T) {
 	s := newFile(t, t.TempDir())
-	for _, hint := range []origin.Hint{{}, {None: true}, {Offset: 5}} {
-		if r, err := origin.OpenReader(t.Context(), s, "a", hint); !errors.Is(err, origin.ErrNotFound) || r != nil {
+	for _, hint := range []faulty.Hint{{}, {None: true}, {Offset: 5}} {
+		if r, err := faulty.OpenReader(t.Context(), s, "a", hint); !errors.Is(err, origin.ErrNotFound) || r != nil {
 			t.Errorf("%+v: got %v", hint, err)
 		}
 	}
@@ -130,7 +130,7 @@ func TestReaderCut(t *testing.T) {
 	for _, n := range []int64{0, 1, 13, 25} {
 		s := faulty.New(newFile(t, dir))
 		s.Set(faulty.CutAt(n))
-		w, reader := serveContent(t, s, origin.Hint{}, "GET", http.Header{})
+		w, reader := serveContent(t, s, faulty.Hint{}, "GET", http.Header{})
 		if w.Body.String() != alphabet[:n] || !errors.Is(reader.Err(), origin.ErrUnavailable) {
 			t.Errorf("cut at %d: got %q, %v", n, w.Body, reader.Err())
 		}
@@ -145,8 +145,8 @@ func TestReaderCut(t *testing.T) {
 
 // TestReaderEarlyEnd has a store that breaks its promise and ends a body early without an error.
 func TestReaderEarlyEnd(t *testing.T) {
-	for _, hint := range []origin.Hint{{}, {Length: 20}} {
-		reader, err := origin.OpenReader(t.Context(), shortStore{}, "a", hint)
+	for _, hint := range []faulty.Hint{{}, {Length: 20}} {
+		reader, err := faulty.OpenReader(t.Context(), shortStore{}, "a", hint)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +170,7 @@ func TestReaderChanged(t *testing.T) {
 		path := filepath.Join(dir, "a")
 		for _, content := range []string{"ABCDEFGHIJKLMNOPQRSTUVWXYZ", alphabet + "more", "", "gone"} {
 			writeFile(t, path, alphabet)
-			reader, err := origin.OpenReader(t.Context(), newFile(t, dir), "a", origin.Hint{None: true})
+			reader, err := faulty.OpenReader(t.Context(), newFile(t, dir), "a", faulty.Hint{None: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -209,7 +209,7 @@ func TestReaderChanged(t *testing.T) {
 				_, _ = io.WriteString(w, alphabet)
 			}))
 			defer server.Close()
-			reader, err := origin.OpenReader(t.Context(), newHTTP(t, server.URL, origin.HTTPOptions{}), "a", origin.Hint{None: true})
+			reader, err := faulty.OpenReader(t.Context(), newHTTP(t, server.URL, origin.HTTPOptions{}), "a", faulty.Hint{None: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -224,7 +224,7 @@ func TestReaderSeek(t *testing.T) {
 	dir := t.TempDir()
 	writeFile(t, filepath.Join(dir, "a"), alphabet)
 	s := faulty.New(newFile(t, dir))
-	reader, err := origin.OpenReader(t.Context(), s, "a", origin.Hint{})
+	reader, err := faulty.OpenReader(t.Context(), s, "a", faulty.Hint{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +261,7 @@ func TestReaderSeek(t *testing.T) {
 func TestReaderUnsized(t *testing.T) {
 	server := httptest.NewServer(objects{content: map[string][]byte{"a": []byte(alphabet)}, noSize: true})
 	defer server.Close()
-	reader, err := origin.OpenReader(t.Context(), newHTTP(t, server.URL+"/base", origin.HTTPOptions{}), "a", origin.Hint{})
+	reader, err := faulty.OpenReader(t.Context(), newHTTP(t, server.URL+"/base", origin.HTTPOptions{}), "a", faulty.Hint{})
 	if err != nil {
 		t.Fatal(err)
 	}
