@@ -103,7 +103,7 @@ func (s *store) readWith(ctx context.Context, r *cache.Request, offset int64) ([
 	if err != nil {
 		return nil, access, err
 	}
-	defer o.Close() //nolint:errcheck // only read from
+	defer o.Close()
 	if err := o.Await(offset); err != nil {
 		return nil, access, err
 	}
@@ -198,7 +198,7 @@ func TestDiskServesWhileFilling(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	if info := object.Info(); info.Size != mib || info.ETag != `"1"` {
 		t.Errorf("info before the first byte: %+v", info)
 	}
@@ -291,7 +291,7 @@ func TestDiskChangedMidway(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	o.Set(func(o *storetest.Origin) { o.Replace(content(7, mib), `"2"`) })
 	close(gate)
 	if _, err := io.ReadAll(object); !errors.Is(err, cache.ErrChanged) {
@@ -351,14 +351,14 @@ func TestDiskFarRanges(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer fill.Close()                                       //nolint:errcheck // only read from
+	defer fill.Close()
 	o.Set(func(o *storetest.Origin) { o.Gate(nil, 64*kib) }) // further reads are not held up
 	objects := make([]*cache.Object, 6)
 	for i := range objects {
 		if objects[i], _, err = s.Open(t.Context(), request("a", o, body)); err != nil {
 			t.Fatal(err)
 		}
-		defer objects[i].Close() //nolint:errcheck // only read from
+		defer objects[i].Close()
 		if i >= 4 {
 			continue
 		}

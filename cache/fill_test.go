@@ -163,12 +163,12 @@ func TestFillOfAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	any, how, err := s.Open(t.Context(), request("a", o, nil))
 	if err != nil || how != cache.Collapsed {
 		t.Fatalf("%v, %v", how, err)
 	}
-	defer any.Close() //nolint:errcheck // only read from
+	defer any.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, _, err := s.readWith(ctx, request("a", o, two), 0); !errors.Is(err, context.DeadlineExceeded) {

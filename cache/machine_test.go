@@ -338,7 +338,7 @@ func (m *machine) do(disk *cache.Disk, r reading) bool {
 	if err != nil {
 		return false
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	got, err := r.bytes(object)
 	if r.canceled {
 		cancel()

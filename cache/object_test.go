@@ -71,7 +71,7 @@ func TestObjectVerifiedWhenTheDiskFails(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer object.Close() //nolint:errcheck // only read from
+			defer object.Close()
 			gate <- struct{}{}
 			gate <- struct{}{}
 			first := make([]byte, 64*kib)
@@ -103,7 +103,7 @@ func TestObjectReadAgainBlind(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	gate <- struct{}{}
 	gate <- struct{}{}
 	if _, err := io.ReadFull(object, make([]byte, 64*kib)); err != nil {
@@ -184,7 +184,7 @@ func TestObjectFarGivesItsPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer fill.Close() //nolint:errcheck // only read from
+	defer fill.Close()
 	o.Set(func(o *storetest.Origin) { o.Gate(nil, 64*kib) })
 	tails := make(chan error, 4)
 	for range 4 {
@@ -201,7 +201,7 @@ func TestObjectFarGivesItsPlace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer another.Close() //nolint:errcheck // only read from
+	defer another.Close()
 	awaited := make(chan error, 1)
 	go func() { awaited <- another.Await(6 * mib) }()
 	select {
@@ -287,7 +287,7 @@ func TestObjectSendsItsOwnFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	close(gate)
 	s.Wait()
 	s.Purge("test", "a")
@@ -358,7 +358,7 @@ func TestObjectSeeks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()
 	if _, err := object.Seek(0, io.SeekEnd); err == nil {
 		t.Error("it knows an end that nobody told")
 	}

@@ -124,7 +124,7 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 		h.refuseObject(w, r, err)
 		return
 	}
-	defer object.Close() //nolint:errcheck // only read from
+	defer object.Close()                           //nolint:errcheck // only read from
 	if err := ready(object, r, hint); err != nil { //nolint:contextcheck // the object has the request's
 		h.refuseObject(w, r, err)
 		return
