@@ -62,8 +62,10 @@ const (
 	heldBack = 64 << 10
 	// fillBuffer is how much is read from the origin at once.
 	fillBuffer = 64 << 10
-	// reserveStep is the room that is taken at once for an object of unknown size.
-	reserveStep = 1 << 20
+	// reserveStep is the room that is taken at once for an object of unknown size: most bundles fit, so that what cannot be
+	// kept is passed on from the start. Where that shows later, and neither digest nor validators tell that the origin's
+	// object is still the same, readers are cut.
+	reserveStep = 8 << 20
 	// abandonAfter is how long a fill goes on that nobody waits for. One of which half has come is ended.
 	abandonAfter = 10 * time.Second
 	// farAhead is how far behind a fill's reach a range must begin to be read from the origin by itself, and maxFarReads
