@@ -60,8 +60,9 @@ type Source[V any] struct {
 	// Replace is called when next takes the place of old, before anyone else sees next; raw is the document that next was
 	// compiled from, and not to be kept. What it returns is kept on disk with the document. It may be nil.
 	Replace func(old, next V, raw []byte) (memo []byte)
-	// Publish is told of each value that takes its place in memory, once others can see it. It may be nil.
-	Publish func(name string, v V)
+	// Publish is told of each value that takes its place in memory, once others can see it; sum is the SHA-256 of its
+	// document. A document that memory has no room for is published each time it is compiled. It may be nil.
+	Publish func(name string, v V, sum [sha256.Size]byte)
 	// Admit is asked before a name of which nothing is known costs the origin a request.
 	Admit func() bool
 	// Report is told how each request to the origin ended, nil for well, and whether the document was known before.
@@ -514,7 +515,7 @@ func (m *Memory[V]) keep(s *Source[V], e *entry[V]) {
 	m.cache.Set(m.hash(e.key), e, e.cost())
 	m.cache.Wait()
 	if s.Publish != nil {
-		s.Publish(e.key.Name, e.value)
+		s.Publish(e.key.Name, e.value, e.sum)
 	}
 }
 

@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -314,23 +315,22 @@ func (l *library) replace(old, next *release, raw []byte) []byte {
 	return retire(old, next)
 }
 
-// wake loads the apps that are known from before a restart, so that what is missing of them is fetched before it is asked
-// for.
+// wake loads the apps that are known from before, so that what is missing of them is fetched before it is asked for: after
+// a restart, and when prefetching was switched on.
 func (l *library) wake(ctx context.Context) {
-	if l.bundles.Prefetch == prefetchOff {
-		return
-	}
 	for _, appID := range l.runtime.lastGood.Names(l.source.Scope) {
 		if ctx.Err() != nil {
 			return
 		}
-		_, _, _ = l.get(ctx, appID) // how that goes is reported where it is done
+		if r, _, err := l.get(ctx, appID); err == nil { // what fails is reported where it does
+			l.runtime.warmer.fetch(l, r)
+		}
 	}
 }
 
 // publish has the store keep what the release's channels point at, and fetch what it does not have.
-func (l *library) publish(_ string, r *release) {
-	l.runtime.warmer.warm(l, r)
+func (l *library) publish(_ string, r *release, sum [sha256.Size]byte) {
+	l.runtime.warmer.warm(l, r, sum)
 }
 
 func (l *library) logWarnings(m *resolver.Manifest) {

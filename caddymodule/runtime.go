@@ -156,7 +156,7 @@ func (r *runtime) join(a *App) {
 	r.apps = append(r.apps, a)
 	r.retuneLocked()
 	for site := range r.sites {
-		if scope := site.library.source.Scope; !r.awake[scope] {
+		if scope := site.library.source.Scope; !r.awake[scope] && site.Bundles.Prefetch != prefetchOff {
 			r.awake[scope] = true
 			r.warmer.work.Go(func() { site.library.wake(r.warmer.ctx) })
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"sync"
 	"time"
@@ -21,13 +22,17 @@ type warmer struct {
 	cancel  context.CancelFunc
 	work    sync.WaitGroup
 
-	mu       sync.Mutex
-	queue    errands // guarded by mu, as all below
-	workers  int
-	number   uint64
-	releases map[cache.Key]*release // the newest of each app: the errands of others are dropped
-	done     uint64
-	failed   uint64
+	mu      sync.Mutex
+	queue   errands // guarded by mu, as all below
+	workers int
+	number  uint64
+	newest  map[cache.Key]revision // of each app: the errands of others are dropped
+}
+
+// revision tells one state of an app's manifest from another. It does not hold on to what was compiled of it.
+type revision struct {
+	sum    [sha256.Size]byte
+	number uint64
 }
 
 const (
@@ -48,6 +53,7 @@ const (
 type errand struct {
 	request  *cache.Request
 	app      cache.Key
+	revision uint64
 	release  *release
 	bundle   *bundleErrand // nil if no channel points at it
 	priority int
@@ -62,23 +68,30 @@ type bundleErrand struct {
 }
 
 func newWarmer(r *runtime) *warmer {
-	w := &warmer{runtime: r, releases: map[cache.Key]*release{}}
+	w := &warmer{runtime: r, newest: map[cache.Key]revision{}}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
 }
 
 // close ends all errands.
 func (w *warmer) close() {
+	w.mu.Lock()
 	w.cancel()
+	w.mu.Unlock()
 	w.work.Wait()
 }
 
-// warm has the store keep what the channels of a release point at, and fetch what it does not have of it, as the site wants.
-func (w *warmer) warm(l *library, r *release) {
+// warm has the store keep what the channels of a release point at, and fetch what it does not have of it, as the site
+// wants. It does so once for one state of the manifest.
+func (w *warmer) warm(l *library, r *release, sum [sha256.Size]byte) {
+	off := l.bundles.Prefetch == prefetchOff
+	if !off && !w.isNew(appKey(l, r), sum) {
+		return
+	}
 	app, all, keys := w.errandsOf(l, r)
 	w.runtime.disk.Prefer(app, keys)
-	if l.bundles.Prefetch == prefetchOff {
-		all = nil
+	if off {
+		return
 	}
 	for _, key := range r.news {
 		if o, ok := r.manifest.Keys.Find(key); ok {
@@ -86,19 +99,35 @@ func (w *warmer) warm(l *library, r *release) {
 		}
 	}
 	r.news = nil
-	w.add(app, r, all)
+	w.add(app, all)
+}
+
+func appKey(l *library, r *release) cache.Key {
+	return cache.Key{Scope: l.source.Scope, Name: r.manifest.AppID}
+}
+
+// isNew notes the newest state of an app's manifest, and reports whether it was another one.
+func (w *warmer) isNew(app cache.Key, sum [sha256.Size]byte) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last, known := w.newest[app]
+	if known && last.sum == sum {
+		return false
+	}
+	w.newest[app] = revision{sum, last.number + 1}
+	return true
 }
 
 // fetch has the store fetch what the channels of a release point at, and returns how many objects that are.
 func (w *warmer) fetch(l *library, r *release) int {
 	app, all, _ := w.errandsOf(l, r)
-	w.add(app, r, all)
+	w.add(app, all)
 	return len(all)
 }
 
 // errandsOf lists the objects that the channels of a release point at.
 func (w *warmer) errandsOf(l *library, r *release) (cache.Key, []*errand, []cache.Key) {
-	app := cache.Key{Scope: l.source.Scope, Name: r.manifest.AppID}
+	app := appKey(l, r)
 	var all []*errand
 	var keys []cache.Key
 	seen := map[*resolver.Bundle]bool{}
@@ -130,12 +159,12 @@ func bundleErrands(s *shelves, app cache.Key, r *release, b *resolver.Bundle, pu
 	return errands
 }
 
-// add queues errands of a release. Those for an earlier one of the app are dropped.
-func (w *warmer) add(app cache.Key, r *release, all []*errand) {
+// add queues errands for the newest state of an app's manifest.
+func (w *warmer) add(app cache.Key, all []*errand) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.releases[app] = r
 	for _, e := range all {
+		e.revision = w.newest[app].number
 		w.pushLocked(e)
 	}
 }
@@ -169,7 +198,7 @@ func (w *warmer) next() *errand {
 	defer w.mu.Unlock()
 	for w.queue.Len() > 0 && w.ctx.Err() == nil {
 		e := heap.Pop(&w.queue).(*errand)
-		if w.releases[e.app] == e.release {
+		if w.newest[e.app].number == e.revision {
 			return e
 		}
 	}
@@ -181,11 +210,9 @@ func (w *warmer) finish(e *errand, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err != nil {
-		w.failed++
 		w.retryLocked(e, err)
 		return
 	}
-	w.done++
 	if b := e.bundle; b != nil {
 		if b.left--; b.left == 0 {
 			e.release.warmed(b.bundle)
@@ -209,7 +236,7 @@ func (w *warmer) retryLocked(e *errand, err error) {
 	time.AfterFunc(wait, func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		if w.releases[e.app] == e.release {
+		if w.newest[e.app].number == e.revision {
 			w.pushLocked(e)
 		}
 	})
