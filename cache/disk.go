@@ -307,12 +307,15 @@ func (d *Disk) scopeByDir(dir string) uint32 {
 	return n
 }
 
-// path is where the object is stored.
-func (d *Disk) path(id objectID) string {
+// scopePath is where the objects of a scope are stored.
+func (d *Disk) scopePath(scope uint32) string {
 	d.scopesMu.RLock()
 	defer d.scopesMu.RUnlock()
-	return objectPath(filepath.Join(d.objects, d.dirs[id.scope]), id)
+	return filepath.Join(d.objects, d.dirs[scope])
 }
+
+// path is where the object is stored.
+func (d *Disk) path(id objectID) string { return objectPath(d.scopePath(id.scope), id) }
 
 // Open opens an object: from memory, from disk, or from a fill that it joins or starts. The context is that of the reader
 // alone; a fill goes on without it.
@@ -667,16 +670,13 @@ func (d *Disk) purgeScope(number uint32) (objects int, bytes int64, trash string
 	}
 	d.small.clear()
 	removed, bytes := d.index.removeScope(number)
-	d.scopesMu.RLock()
-	dir := filepath.Join(d.objects, d.dirs[number])
-	d.scopesMu.RUnlock()
 	trash = d.newFillPath("purged")
-	err := d.files.Rename(dir, trash)
+	err := d.files.Rename(d.scopePath(number), trash)
 	if err == nil {
 		return len(removed), bytes, trash
 	}
-	d.leftovers.addObjects(removed...)
 	if !errors.Is(err, fs.ErrNotExist) {
+		d.leftovers.addScope(number)
 		d.diskFailed(err)
 	}
 	return len(removed), bytes, ""

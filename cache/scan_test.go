@@ -301,3 +301,28 @@ func TestScanOfStale(t *testing.T) {
 	}
 	reopenStore(t, dir).close() // which checks
 }
+
+// TestScanPurgeFails: objects that the scan had not come to when their scope was purged, on a disk that would not let go of
+// them, are removed once it does.
+func TestScanPurgeFails(t *testing.T) {
+	s, files := scanning(t, stocked(t, 20, 5000), "")
+	s.want(request("3", nil, nil), 0, content(3, 5000), cache.Hit)
+	files.Fail(storetest.ReadOnly, storetest.Rename)
+	s.Purge("test", "")
+	files.Fail(nil, storetest.Rename)
+	files.release()
+	s.AwaitScan()
+	s.want(request("3", storetest.NewOrigin(content(3, 5000)), nil), 0, content(3, 5000), cache.Filled)
+	for began := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		if err, _ := s.Health(); err == nil {
+			break
+		}
+		if time.Since(began) > 20*time.Second {
+			t.Fatal("the disk does not recover")
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // what is left over goes right after
+	if n := s.Stats().Objects; n > 1 {
+		t.Errorf("%d objects", n)
+	}
+}
