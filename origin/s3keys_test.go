@@ -215,7 +215,7 @@ func TestS3Proxy(t *testing.T) {
 	const child = "CAPGO_EDGE_TEST_PROXY"
 	if os.Getenv(child) == "" {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestS3Proxy$")
-		cmd.Env = append(os.Environ(), child+"=1", "HTTP_PROXY=http://proxy.example.com", "http_proxy=http://proxy.example.com", "NO_PROXY=", "no_proxy=")
+		cmd.Env = append(os.Environ(), child+"=1", "HTTP_PROXY=http://gateway.example.com", "http_proxy=http://gateway.example.com", "NO_PROXY=", "no_proxy=")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
