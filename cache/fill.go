@@ -115,7 +115,10 @@ func (f *fill) tell(err error) {
 		f.origin.Report(err)
 	case errors.Is(err, errAbandoned), errors.Is(err, ErrClosed):
 	default:
-		f.d.counts.failed.Add(1)
+		f.d.counts.failed.Add(1) // first: the others are told apart by what is left
+		if errors.Is(err, ErrMismatch) {
+			f.d.counts.mismatches.Add(1)
+		}
 		f.origin.Report(err)
 	}
 }
@@ -341,11 +344,7 @@ func (f *fill) keep(p []byte) error {
 func (f *fill) verify() error {
 	v := f.verifier
 	f.verifier = nil
-	err := f.expect.judge(f.digest.Sum(nil), v)
-	if err != nil {
-		f.d.counts.mismatches.Add(1)
-	}
-	return err
+	return f.expect.judge(f.digest.Sum(nil), v)
 }
 
 // release lets readers have the end of the object, or tells them why there is none.
@@ -620,6 +619,16 @@ func (f *fill) awaitByte(ctx context.Context, offset int64) error {
 		return f.err
 	}
 	return io.EOF
+}
+
+// awaitBytes returns when no more bytes will come, with the fill's error.
+func (f *fill) awaitBytes(ctx context.Context) error {
+	if err := f.await(ctx, func() bool { return f.over }); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err
 }
 
 // awaitEnd returns when the fill has ended, with its error.

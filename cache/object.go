@@ -94,19 +94,9 @@ func (o *Object) AwaitSize() error {
 	}
 	ctx, cancel := context.WithTimeout(o.ctx, sizeWait)
 	defer cancel()
-	err := o.fill.await(ctx, func() bool { return o.fill.over })
-	if err == nil {
-		err = o.fill.awaitEndOfBytes()
-	}
+	err := o.fill.awaitBytes(ctx)
 	o.info.Size = o.fill.total.Load()
 	return err
-}
-
-// awaitEndOfBytes is the error of a fill that is over.
-func (f *fill) awaitEndOfBytes() error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.err
 }
 
 // Await returns once the byte at offset can be read, or with the reason why it never will. It lets a request be answered
@@ -127,13 +117,6 @@ func (o *Object) Await(offset int64) error {
 		return nil
 	}
 	return err
-}
-
-func (f *fill) awaitEndOrError(ctx context.Context) error {
-	if err := f.await(ctx, func() bool { return f.over }); err != nil {
-		return err
-	}
-	return f.awaitEndOfBytes()
 }
 
 // Seek implements io.Seeker. It costs nothing until the next Read.
@@ -233,7 +216,7 @@ func (o *Object) atEnd() (err error) {
 	switch {
 	case o.info.Size > 0:
 	case o.fill != nil:
-		err = o.fill.awaitEndOrError(o.ctx)
+		err = o.fill.awaitBytes(o.ctx)
 	case o.direct != nil:
 		_, err = o.direct.body.Read(make([]byte, 1))
 	}
@@ -335,13 +318,20 @@ func (o *Object) continues(info Info) error {
 	return samePart(info, o.info)
 }
 
-// noEOF has an end that comes too early not look like one that is right.
+// noEOF has an end that comes too early not look like one that is right. What else the error is, it stays.
 func noEOF(err error) error {
 	if errors.Is(err, io.EOF) {
-		return io.ErrUnexpectedEOF
+		return earlyEnd{err}
 	}
 	return err
 }
+
+// earlyEnd is an error that wraps io.EOF, and is none.
+type earlyEnd struct{ cause error }
+
+func (e earlyEnd) Error() string        { return "it ended too early: " + e.cause.Error() }
+func (e earlyEnd) Is(target error) bool { return target != io.EOF && errors.Is(e.cause, target) }
+func (e earlyEnd) As(target any) bool   { return errors.As(e.cause, target) }
 
 // lengthFrom is how much the request will read from offset on, as far as is known.
 func (o *Object) lengthFrom(offset int64) int64 {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -379,5 +380,22 @@ func TestObjectSeeks(t *testing.T) {
 	}
 	if got, err := io.ReadAll(object); err != nil || !slices.Equal(got, body[7:]) {
 		t.Errorf("%d bytes, %v", len(got), err)
+	}
+}
+
+// TestObjectEarlyEnd: an origin whose error wraps io.EOF has not come to the end of the object, and its error stays what
+// else it is.
+func TestObjectEarlyEnd(t *testing.T) {
+	s := openStore(t)
+	body := content(1, mib)
+	for name, cause := range map[string]error{"down": storetest.ErrDown, "mismatch": cache.ErrMismatch, "missing": cache.ErrNotFound} {
+		o := storetest.NewOrigin(body).Set(func(o *storetest.Origin) { o.Fail(fmt.Errorf("%w: %w", cause, io.EOF)) })
+		got, _, err := s.read(request(name, o, body), 0)
+		if !errors.Is(err, cause) || errors.Is(err, io.EOF) || len(got) != 0 {
+			t.Errorf("%s: %d bytes, %v", name, len(got), err)
+		}
+	}
+	if stats := s.Stats(); stats.Failed != 3 || stats.Mismatches != 1 {
+		t.Errorf("%d failed, %d of them mismatches", stats.Failed, stats.Mismatches)
 	}
 }

@@ -119,7 +119,7 @@ func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 	}
 	hint := hintOf(r)
 	request.Offset, request.Length = hint.first, hint.length
-	object, access, err := h.runtime.openObject(r.Context(), request)
+	object, access, err := h.runtime.disk.Open(r.Context(), request)
 	if err != nil {
 		h.refuseObject(w, r, err)
 		return

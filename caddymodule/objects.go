@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -118,8 +117,6 @@ func (o *objectOrigin) Get(ctx context.Context, offset, length int64, pin cache.
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	case errors.Is(err, origin.ErrChanged):
 		return nil, cache.ErrChanged
-	case errors.Is(err, io.EOF): // it hung up, which readers would take for the end of the object
-		return nil, fmt.Errorf("%w: the origin hung up", origin.ErrUnavailable)
 	case err != nil:
 		return nil, err
 	}

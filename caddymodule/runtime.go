@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -141,12 +140,7 @@ func (r *runtime) reportDisk(err error) {
 
 func (r *runtime) reportDamage(key cache.Key, err error) {
 	r.faults.fault("damage "+key.Scope+" "+key.Name, "damaged", "a stored object cannot be read; it is fetched anew",
-		zap.String(fieldStorage, r.dir), zap.String(fieldKey, key.Name), zap.Error(err))
-}
-
-// openObject opens an object of the store, unless that is being closed.
-func (r *runtime) openObject(ctx context.Context, request *cache.Request) (*cache.Object, cache.Access, error) {
-	return r.disk.Open(ctx, request)
+		zap.String(fieldStorage, r.dir), zap.String(fieldKey, withoutQuery(key.Name)), zap.Error(err))
 }
 
 // join puts the settings of a configuration in force.
@@ -239,11 +233,10 @@ func (r *runtime) register(registry *prometheus.Registry) error {
 func (r *runtime) Destruct() error {
 	drained := r.users.close()
 	r.once.Do(func() { r.openErr = errClosed })
+	r.warmer.close()
 	if r.openErr != nil {
-		r.warmer.close()
 		return nil //nolint:nilerr // it was told to who opened
 	}
-	r.warmer.close()
 	r.disk.Close()
 	go func() {
 		select {

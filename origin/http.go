@@ -335,7 +335,7 @@ func publicError(err error) error {
 		err = e.Err
 	}
 	if errors.Is(err, io.EOF) {
-		return errors.New("the server hung up without an answer")
+		return errors.New("the server hung up")
 	}
 	return err
 }
