@@ -25,6 +25,7 @@ type Decision struct {
 	Event   string // the statistics action the upstream records for it; empty for none
 	Channel string // the channel that was chosen; empty for none
 	Bundle  *Bundle
+	Guard   *Guard // set if a guarded rollout offers its target; see AutoPause
 
 	show  shown
 	check *Check
@@ -57,10 +58,10 @@ func (m *Manifest) Decide(c *Check) Decision {
 	return s.offer()
 }
 
-// channelFor selects the channel that serves the device (protocol 2.1, steps 2 to 4), or nil. A device that names a
-// channel it may not have gets none: there is no way back to the public one.
+// channelFor selects the channel that serves the device (protocol 2.1), or nil. A device that names a channel it may not
+// have gets none: there is no way back to the public one.
 func (m *Manifest) channelFor(c *Check) *channel {
-	if ch := m.at(m.overrides[c.device]); ch != nil && !ch.hidden() {
+	if ch := m.forced(c); ch != nil && !ch.hidden() {
 		return ch
 	}
 	if c.DefaultChannel != "" {
@@ -70,6 +71,17 @@ func (m *Manifest) channelFor(c *Check) *channel {
 		return nil
 	}
 	return m.at(m.public[c.Platform])
+}
+
+// forced is the channel that the device of an old plugin stored, or else the one that the operator put the device into. A
+// stored one goes before the other even if it serves nothing.
+func (m *Manifest) forced(c *Check) *channel {
+	if c.hasAssigned {
+		if ch := m.at(m.byID[c.assigned]); ch != nil {
+			return ch
+		}
+	}
+	return m.at(m.overrides[c.device])
 }
 
 func (s subject) decision(r *rule) Decision {
@@ -88,8 +100,17 @@ func (s subject) decision(r *rule) Decision {
 
 func (s subject) offer() Decision {
 	return Decision{
-		Outcome: Offer, Rule: ruleOffer, Event: "get", Channel: s.ch.name, Bundle: s.b, check: s.c,
+		Outcome: Offer, Rule: ruleOffer, Event: "get", Channel: s.ch.name, Bundle: s.b, Guard: s.guard(), check: s.c,
 		withFiles: !s.b.files.empty() && filesGate.passes(s.c.plugin),
 		withMeta:  s.b.meta != "" && s.m.exposeMetadata && metaGate.passes(s.c.plugin),
 	}
+}
+
+// guard is that of the rollout which gives the device its target; nil if none does. A target that is the stable bundle too
+// is offered whatever the rollout comes to.
+func (s subject) guard() *Guard {
+	if r := &s.ch.rollout; r.guard != nil && s.b == r.target && s.b != s.ch.stable {
+		return r.guard
+	}
+	return nil
 }

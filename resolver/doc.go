@@ -10,8 +10,12 @@
 //	                                            ▲
 //	document ── ParseManifest ──▶ Manifest ─────┘
 //
+// Events go a shorter one: EventParser.Parse tells what is wrong with each whatever the app, Manifest.JudgeEvent what the
+// app has against it, and AppendEventAnswer or AppendBatchAnswer writes the answer. They are passed on as they came.
+//
 // What was compiled never changes. Manifest.Hold makes another manifest of it, which goes on offering what was offered
-// before; Bundle.Readdress makes another bundle, whose answer has other addresses.
+// before, and Manifest.Pause one whose rollouts have stopped; Bundle.Readdress makes another bundle, whose answer has other
+// addresses.
 //
 // "Protocol" in comments means the wire reference this edge was built from; its section numbers are quoted where a rule
 // comes from there. The upstream uses the word "manifest" twice: here Manifest is the channel document of one

@@ -95,6 +95,7 @@ func FuzzParseManifest(f *testing.F) {
 	f.Add([]byte(inDevice(`"device_id":"` + testDevice + `","channel_id":1`)))
 	f.Add([]byte(inChannel(`,"version":9,"auto_pause_confidence":0.5`)))
 	f.Add([]byte(inFile(`,"file_size":-1`)))
+	f.Add(scene{channel: guarded.with(object{"rollout_percentage_bps": 10000})}.document(f))
 
 	checks := fuzzChecks(f)
 	f.Fuzz(func(t *testing.T, doc []byte) {
@@ -139,6 +140,12 @@ func FuzzParseManifest(f *testing.F) {
 			}
 			if d.Outcome == Offer && !bytes.Contains(doc, []byte("sig")) {
 				checkReaddressed(t, m, d, answer)
+			}
+		}
+		paused := m.Pause(func(*Guard) bool { return true })
+		for _, c := range checks {
+			if d := paused.Decide(c); d.Guard != nil {
+				t.Fatalf("a paused rollout offers %s", d.Guard.Version)
 			}
 		}
 		// Over itself nothing is held but rollouts, which pause: what is offered under it m can offer too.

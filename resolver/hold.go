@@ -172,6 +172,7 @@ func (d *document) markVersion(v *versionRow) {
 	v.mark = binary.BigEndian.Uint64(sum[:])
 	if !v.gone() {
 		d.marks = append(d.marks, versionMark{v.id, v.mark})
+		d.names = append(d.names, nameDigest(v.name))
 	}
 }
 

@@ -17,6 +17,7 @@ type Manifest struct {
 
 	channels       []channel
 	byName         map[string]place
+	byID           map[int64]place
 	public         [platforms]place // step 4 of protocol 2.1
 	overrides      map[deviceID]place
 	rolloutActive  bool // some channel has an unpaused rollout above 0
@@ -24,6 +25,7 @@ type Manifest struct {
 	exposeMetadata bool
 
 	versions versionMarks // what Hold compares
+	names    versionNames // of which events may speak
 }
 
 // place is where a channel stands in Manifest.channels, counted from 1; 0 is nowhere. Indexes hold places, not pointers, so
@@ -129,7 +131,7 @@ func (b *Bundle) MemorySize() int64 {
 // although it shares nearly all with the one it was made of.
 func (m *Manifest) MemorySize() int64 {
 	const perOverride, perChannel = 40, 512
-	size := int64(1024 + m.Keys.Len()*(keySize+7) + len(m.overrides)*perOverride + len(m.versions)*versionMarkSize)
+	size := int64(1024 + m.Keys.Len()*(keySize+7) + len(m.overrides)*perOverride + len(m.versions)*versionMarkSize + len(m.names)*versionNameSize)
 	seen := make(map[*Bundle]bool)
 	for i := range m.channels {
 		size += perChannel + 2*int64(len(m.channels[i].name))
@@ -174,6 +176,7 @@ type document struct {
 	keys   keyBuilder
 	twins  []twinKey
 	marks  versionMarks // of the versions read so far
+	names  versionNames // of the same versions
 	room   []byte       // reused for each
 
 	versions span
@@ -195,6 +198,7 @@ type channelRow struct {
 	channel
 	version, target       int64
 	hasVersion, hasTarget bool
+	guard                 guardRow
 }
 
 // deviceRow is an override, at its index in channel_devices.
@@ -329,16 +333,19 @@ func (d *document) bundle(id int64, channel int, member string) *Bundle {
 func (d *document) index() {
 	m := d.m
 	m.byName = make(map[string]place, len(d.channels))
+	m.byID = make(map[int64]place, len(d.channels))
 	for i := range d.channels {
 		ch := &m.channels[i]
 		*ch = d.channels[i].channel
+		ch.rollout.guard = d.guard(i, &d.channels[i])
 		ch.misconfigured = "Channel " + ch.name + " is misconfigured"
 		m.byName[ch.name] = placeOf(i)
+		m.byID[ch.id] = placeOf(i)
 		d.indexPublic(i, ch)
 		d.warnAboutNames(i, ch)
 	}
 	m.indexRollouts()
-	m.versions = d.marks.sorted()
+	m.versions, m.names = d.marks.sorted(), d.names.sorted()
 }
 
 // indexPublic keeps the first public channel of each platform, the lowest by name (protocol 2.1, step 4). The upstream
@@ -394,7 +401,7 @@ const (
 func (d *document) readChannel(w *walker, i int) {
 	row := channelRow{channel: channel{
 		nativeFloor: true, allowEmulator: true, allowDevice: true, allowDev: true, allowProd: true,
-	}}
+	}, guard: newGuardRow()}
 	for p := range row.serves {
 		row.serves[p] = true
 	}
@@ -419,12 +426,13 @@ func (d *document) readChannel(w *walker, i int) {
 		case "rollout_id":
 			w.string(&row.rollout.id)
 		case "rollout_paused_at":
-			row.rollout.paused = len(w.bytes()) > 0
+			w.string(&row.guard.pausedAt)
+			row.rollout.paused = row.guard.pausedAt != ""
 		default:
 			if flag := row.flag(string(name)); flag != nil {
 				w.bool(flag)
 			} else {
-				w.checkAutoPause(string(name))
+				row.guard.read(w, string(name))
 			}
 		}
 	})
@@ -497,26 +505,4 @@ func (d *document) addChannel(row channelRow) {
 		d.used[row.target] = nil
 	}
 	d.channels = append(d.channels, row)
-}
-
-// checkAutoPause judges the fields of the release guard (contract section 4); the guard itself reads them elsewhere.
-func (w *walker) checkAutoPause(name string) {
-	var n int64
-	var flag bool
-	switch name {
-	case "auto_pause_enabled":
-		w.bool(&flag)
-	case "auto_pause_window_minutes", "auto_pause_cooldown_minutes", "auto_pause_min_attempts", "auto_pause_min_failures":
-		w.integer(&n, 0, maxID)
-	case "auto_pause_failure_rate_bps":
-		w.integer(&n, 0, fullRollout)
-	case "auto_pause_confidence":
-		if !w.null() {
-			w.value('0', "a number")
-		}
-	case "auto_pause_action":
-		w.bytes()
-	default:
-		w.skip()
-	}
 }

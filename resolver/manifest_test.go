@@ -57,14 +57,15 @@ func faultsOf(t testing.TB, doc string) []Fault {
 }
 
 const (
-	isRequired = "is required"
-	wantText   = "must be a string"
-	wantBool   = "must be true or false"
-	wantWhole  = "must be a whole number"
-	wantArray  = "must be an array"
-	wantObject = "must be an object"
-	idRange    = "must be between 0 and 9007199254740991"
-	bpsRange   = "must be between 0 and 10000"
+	isRequired   = "is required"
+	wantText     = "must be a string"
+	wantBool     = "must be true or false"
+	wantWhole    = "must be a whole number"
+	wantArray    = "must be an array"
+	wantObject   = "must be an object"
+	idRange      = "must be between 0 and 9007199254740991"
+	bpsRange     = "must be between 0 and 10000"
+	betweenRange = "must be above 0 and below 1"
 )
 
 const isExternalKey = "must not begin with ext/, where the edge has objects that are not in the storage"
@@ -128,6 +129,7 @@ var manifestFaults = []manifestFault{
 	{"percentage below none", inChannel(`,"rollout_percentage_bps":-1`), []Fault{{"$.channels[0].rollout_percentage_bps", bpsRange}}},
 	{"percentage with a fraction", inChannel(`,"rollout_percentage_bps":0.5`), []Fault{{"$.channels[0].rollout_percentage_bps", wantWhole}}},
 	{"failure rate above all", inChannel(`,"auto_pause_failure_rate_bps":10001`), []Fault{{"$.channels[0].auto_pause_failure_rate_bps", bpsRange}}},
+	{"confidence of a hundred per cent", inChannel(`,"auto_pause_confidence":1`), []Fault{{"$.channels[0].auto_pause_confidence", betweenRange}}},
 	{"confidence is a text", inChannel(`,"auto_pause_confidence":"0.95"`), []Fault{{"$.channels[0].auto_pause_confidence", "must be a number"}}},
 
 	{"bundle key with ..", inVersion(`,"r2_path":"orgs/../x.zip"`), []Fault{{"$.versions[0].r2_path", "must not contain a segment . or .."}}},
@@ -402,9 +404,12 @@ var manifestRows = []manifestRow{
 
 // wrongValues are values that a member must not have, and what is said of them.
 var wrongValues = map[holding]map[string]string{
-	holdsText:   {`5`: wantText, `true`: wantText, `["x"]`: wantText, `{"x":"y"}`: wantText},
-	holdsFlag:   {`"true"`: wantBool, `1`: wantBool, `[]`: wantBool, `{}`: wantBool},
-	holdsNumber: {`"1"`: "must be a number", `true`: "must be a number", `[1]`: "must be a number"},
+	holdsText: {`5`: wantText, `true`: wantText, `["x"]`: wantText, `{"x":"y"}`: wantText},
+	holdsFlag: {`"true"`: wantBool, `1`: wantBool, `[]`: wantBool, `{}`: wantBool},
+	holdsNumber: {
+		`"1"`: "must be a number", `true`: "must be a number", `[1]`: "must be a number",
+		`0`: betweenRange, `1`: betweenRange, `-0.5`: betweenRange, `1e400`: betweenRange, `1e-400`: betweenRange,
+	},
 	holdsID: {
 		`"1"`: wantWhole, `true`: wantWhole, `[1]`: wantWhole, `{}`: wantWhole, `1.5`: wantWhole, `1e-1`: wantWhole,
 		`-1`: idRange, `9007199254740992`: idRange, `99999999999999999999999`: idRange, `-99999999999999999999999`: idRange,
@@ -841,7 +846,7 @@ func TestMemorySize(t *testing.T) {
 	if base <= 0 {
 		t.Fatalf("%d bytes", base)
 	}
-	// A version that no channel points at costs its mark, also without any key.
+	// A version that no channel points at costs its mark and its name, also without any key.
 	rows := func(n int) []byte {
 		var versions []any
 		for i := range n {
@@ -849,8 +854,8 @@ func TestMemorySize(t *testing.T) {
 		}
 		return toJSON(t, object{"app": object{"app_id": testApp}, "versions": versions})
 	}
-	if got := mustParse(t, rows(1000)).MemorySize() - mustParse(t, rows(0)).MemorySize(); got != 16_000 {
-		t.Errorf("1000 versions without keys count %d bytes, want 16 each", got)
+	if got := mustParse(t, rows(1000)).MemorySize() - mustParse(t, rows(0)).MemorySize(); got != 24_000 {
+		t.Errorf("1000 versions without keys count %d bytes, want 24 each", got)
 	}
 	for name, doc := range map[string][]byte{
 		"channels": appOf(300, 10, 0), "versions": appOf(3, 1000, 0), "overrides": appOf(3, 10, 1000),

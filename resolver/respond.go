@@ -56,26 +56,42 @@ func AppendRefusal(dst []byte, r *Refusal) []byte {
 	dst = appendMember(dst, `{"error":`, r.Code)
 	dst = appendMember(dst, `,"message":`, r.Message)
 	switch {
-	case r.VersionBuild != "":
-		dst = appendMember(dst, `,"moreInfo":{"version_build":`, r.VersionBuild)
-		dst = append(dst, '}')
-	case len(r.Issues) > 0:
-		dst = append(dst, `,"moreInfo":{"parseResult":[`...)
-		for i, issue := range r.Issues {
-			if i > 0 {
-				dst = append(dst, ',')
-			}
-			dst = appendMember(dst, `{"code":`, issue.Code)
-			dst = append(dst, `,"path":[`...)
-			if issue.Field != "" {
-				dst = appendMember(dst, "", issue.Field)
-			}
-			dst = appendMember(dst, `],"message":`, issue.Message)
-			dst = append(dst, '}')
-		}
-		dst = append(dst, `]}`...)
-	case r.Status == 400:
+	case r.AppID != "":
+		dst = appendMember(dst, `,"app_id":`, r.AppID)
+		dst = appendMember(dst, `,"version_name":`, r.VersionName)
+	case r.Status == 400 && r.VersionBuild == "" && len(r.Issues) == 0:
 		dst = append(dst, `,"moreInfo":{}`...)
+	default:
+		dst = r.appendMoreInfo(dst)
 	}
 	return append(dst, '}')
+}
+
+// appendMoreInfo appends the member with a refusal's details, if it has any.
+func (r *Refusal) appendMoreInfo(dst []byte) []byte {
+	switch {
+	case r.AppID != "":
+		dst = appendMember(dst, `,"moreInfo":{"app_id":`, r.AppID)
+		dst = appendMember(dst, `,"version_name":`, r.VersionName)
+		return append(dst, '}')
+	case r.VersionBuild != "":
+		dst = appendMember(dst, `,"moreInfo":{"version_build":`, r.VersionBuild)
+		return append(dst, '}')
+	case len(r.Issues) == 0:
+		return dst
+	}
+	dst = append(dst, `,"moreInfo":{"parseResult":[`...)
+	for i, issue := range r.Issues {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendMember(dst, `{"code":`, issue.Code)
+		dst = append(dst, `,"path":[`...)
+		if issue.Field != "" {
+			dst = appendMember(dst, "", issue.Field)
+		}
+		dst = appendMember(dst, `],"message":`, issue.Message)
+		dst = append(dst, '}')
+	}
+	return append(dst, `]}`...)
 }

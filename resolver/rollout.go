@@ -16,6 +16,7 @@ type rollout struct {
 	paused  bool
 	bps     int64
 	id      string
+	guard   *Guard // nil if the channel asks for none
 }
 
 // live reports whether row 1 of the table lets the rollout count.

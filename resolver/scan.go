@@ -2,33 +2,42 @@ package resolver
 
 import "strings"
 
-// scan reads the body of nearly every check there is: one flat object of plain strings and literals, without escapes and
-// in ASCII. For any other body, valid JSON or not, it reports false, and the caller reads it with the library.
+// scan reads the body of nearly every check there is: one object without escapes and in ASCII. For any other body, valid
+// JSON or not, it reports false, and the caller reads it with the library.
 //
 // It is here because the parse is the dearest part of an answer from memory: a third of the library's time is enough for
 // bodies of this form, and that is what brings the edge within reach of a handler that does nothing (.ci/bench-wire). A
 // fuzz target holds it to the library's reading.
-func (p *CheckParser) scan(text string) (members int, ok bool) {
-	plain, blanks := survey(text)
-	i := skipBlanks(text, 0)
-	if !plain || i == len(text) || text[i] != '{' {
+func (r *reader) scan(text string) (members int, ok bool) {
+	plain, controls := survey(text)
+	if !plain {
 		return 0, false
 	}
+	members, next := r.scanObject(text, skipBlanks(text, 0), controls)
+	return members, next >= 0 && skipBlanks(text, next) == len(text)
+}
+
+// scanObject reads the object at i of a plain text into the fields, which are those of no object yet. It returns the
+// number of its members and what follows, or -1.
+func (r *reader) scanObject(text string, i int, controls bool) (members, next int) {
+	if i == len(text) || text[i] != '{' {
+		return 0, -1
+	}
 	for {
-		name, next := plainString(text, skipBlanks(text, i+1), blanks)
+		name, next := plainString(text, skipBlanks(text, i+1), controls)
 		if next < 0 {
-			return 0, false
+			return 0, -1
 		}
 		i = skipBlanks(text, next)
 		if i == len(text) || text[i] != ':' {
-			return 0, false
+			return 0, -1
 		}
-		value, next := plainValue(text, skipBlanks(text, i+1), blanks)
+		value, next := plainValue(text, skipBlanks(text, i+1), controls)
 		if next < 0 {
-			return 0, false
+			return 0, -1
 		}
 		if known := fieldIndex(name); known >= 0 {
-			p.fields[known] = value
+			r.fields[known] = value
 		}
 		members++
 		i = skipBlanks(text, next)
@@ -37,9 +46,9 @@ func (p *CheckParser) scan(text string) (members int, ok bool) {
 		}
 	}
 	if i == len(text) || text[i] != '}' {
-		return 0, false
+		return 0, -1
 	}
-	return members, skipBlanks(text, i+1) == len(text)
+	return members, i + 1
 }
 
 // survey reports whether text has neither escapes nor anything beyond ASCII, and whether it has control characters: line
@@ -93,18 +102,122 @@ func plainString(text string, i int, controls bool) (string, int) {
 	return s, i + length + 2
 }
 
-// plainValue reads the string or literal at i and returns it and what follows, or -1 if it is neither.
+// plainValue reads the value at i and returns it and what follows, or -1 if there is none.
 func plainValue(text string, i int, controls bool) (field, int) {
 	switch rest := text[i:]; {
 	case strings.HasPrefix(rest, `"`):
 		s, next := plainString(text, i, controls)
 		return field{state: isText, text: s, falsy: s == ""}, next
 	case strings.HasPrefix(rest, "true"):
-		return field{state: isTrue}, i + len("true")
+		return field{state: isTrue, text: rest[:4]}, i + 4
 	case strings.HasPrefix(rest, "false"):
-		return field{state: isFalse, falsy: true}, i + len("false")
+		return field{state: isFalse, falsy: true, text: rest[:5]}, i + 5
 	case strings.HasPrefix(rest, "null"):
-		return field{state: isNull, falsy: true}, i + len("null")
+		return field{state: isNull, falsy: true, text: rest[:4]}, i + 4
+	case rest == "":
+		return field{}, -1
+	case rest[0] == '{' || rest[0] == '[':
+		next := plainGroup(text, i, controls, maxPlainDepth)
+		if next < 0 {
+			return field{}, -1
+		}
+		f := field{state: isOther, text: text[i:next]}
+		if rest[0] == '{' {
+			f.state = isObject
+		}
+		return f, next
 	}
-	return field{}, -1
+	next := plainNumber(text, i)
+	if next < 0 {
+		return field{}, -1
+	}
+	return field{state: isOther, falsy: isZero(text[i:next]), text: text[i:next]}, next
+}
+
+// maxPlainDepth is how deep groups may be nested that are read here.
+const maxPlainDepth = 32
+
+// plainGroup returns what follows the object or array at i, or -1.
+func plainGroup(text string, i int, controls bool, depth int) int {
+	isObject := text[i] == '{'
+	end := byte(']')
+	if isObject {
+		end = '}'
+	}
+	if depth == 0 {
+		return -1
+	}
+	if i = skipBlanks(text, i+1); i < len(text) && text[i] == end {
+		return i + 1
+	}
+	for {
+		if isObject {
+			if _, i = plainString(text, i, controls); i < 0 {
+				return -1
+			}
+			if i = skipBlanks(text, i); i == len(text) || text[i] != ':' {
+				return -1
+			}
+			i = skipBlanks(text, i+1)
+		}
+		if i < len(text) && (text[i] == '{' || text[i] == '[') {
+			i = plainGroup(text, i, controls, depth-1)
+		} else {
+			_, i = plainValue(text, i, controls)
+		}
+		if i < 0 {
+			return -1
+		}
+		i = skipBlanks(text, i)
+		switch {
+		case i == len(text):
+			return -1
+		case text[i] == end:
+			return i + 1
+		case text[i] != ',':
+			return -1
+		}
+		i = skipBlanks(text, i+1)
+	}
+}
+
+// plainNumber returns what follows the number at i, or -1 (RFC 8259 section 6).
+func plainNumber(text string, i int) int {
+	if i < len(text) && text[i] == '-' {
+		i++
+	}
+	switch next := skipDigits(text, i); {
+	case next == i:
+		return -1
+	case text[i] == '0':
+		i++
+	default:
+		i = next
+	}
+	if i < len(text) && text[i] == '.' {
+		next := skipDigits(text, i+1)
+		if next == i+1 {
+			return -1
+		}
+		i = next
+	}
+	if i < len(text) && (text[i] == 'e' || text[i] == 'E') {
+		i++
+		if i < len(text) && (text[i] == '+' || text[i] == '-') {
+			i++
+		}
+		next := skipDigits(text, i)
+		if next == i {
+			return -1
+		}
+		i = next
+	}
+	return i
+}
+
+func skipDigits(text string, i int) int {
+	for i < len(text) && text[i] >= '0' && text[i] <= '9' {
+		i++
+	}
+	return i
 }

@@ -17,6 +17,7 @@ import (
 type vectorCase struct {
 	Name     string
 	Feature  string
+	Method   string
 	Manifest json.RawMessage
 	Request  json.RawMessage
 	RawBody  *string `json:"raw_body"`
@@ -37,7 +38,12 @@ func (c *vectorCase) body() []byte {
 
 func loadVectors(t testing.TB) []vectorCase {
 	t.Helper()
-	raw, err := os.ReadFile(filepath.Join("testdata", "vectors", "updates.json"))
+	return loadVectorFile(t, "updates.json")
+}
+
+func loadVectorFile(t testing.TB, name string) []vectorCase {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join("testdata", "vectors", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,12 +74,35 @@ func answer(t *testing.T, manifest, body []byte, base string) (int, []byte) {
 		r := &Refusal{Status: 429, Code: "on_premise_app", Message: "On-premise app detected"}
 		return r.Status, AppendRefusal(nil, r)
 	}
+	if channel, ok := storedChoice(t, manifest, c.DeviceID); ok && c.AsksAssignment() {
+		c.Assign(channel)
+	}
 	d := m.Decide(&c)
 	return 200, AppendResponse(nil, &d, base)
 }
 
 // leftOut are the features an edge without an upstream cannot have, and those of later rooms.
-var leftOut = []string{"cloud", "provider_block", "counters", "legacy_override"}
+var leftOut = []string{"cloud", "provider_block", "counters"}
+
+// storedChoice finds the channel that a case's device has stored by /channel_self.
+func storedChoice(t testing.TB, manifest []byte, device string) (channel int64, ok bool) {
+	t.Helper()
+	var m struct {
+		Choices []struct {
+			Device  string `json:"device_id"`
+			Channel int64  `json:"channel_id"`
+		} `json:"channel_self_overrides"`
+	}
+	if err := json.Unmarshal(manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	for _, choice := range m.Choices {
+		if choice.Device == device {
+			return choice.Channel, true
+		}
+	}
+	return 0, false
+}
 
 func TestVectors(t *testing.T) {
 	for _, c := range loadVectors(t) {

@@ -54,6 +54,7 @@ func (d *document) readVersions() {
 	// Room that grows would cost several times what it ends up with. No row with a key takes less than 32 bytes.
 	d.keys = newKeyBuilder(min(bytes.Count(part, []byte(`_path":`)), len(part)/32))
 	d.marks = newVersionMarks(part)
+	d.names = make(versionNames, 0, cap(d.marks))
 	w := newWalker(part, "$.versions", &d.faults)
 	files := newWalker(nil, "", &d.faults)
 	w.array(func(i int) {
