@@ -69,6 +69,9 @@ func (d *Dir) Path() string { return d.path }
 // Manifests is where last good copies are kept.
 func (d *Dir) Manifests() string { return filepath.Join(d.path, manifestsDir) }
 
+// Free is how many bytes may still be written to the disk that the directory is on.
+func (d *Dir) Free() (int64, error) { return freeBytes(d.path) }
+
 // Release lets others use the directory.
 func (d *Dir) Release() error { return d.lock.Close() }
 

@@ -30,8 +30,11 @@ var rooms = map[string]struct{ modules, denied []string }{
 		denied:  []string{"net", "net/http", "net/url", "log", "unsafe"},
 	},
 	"origin": {
-		modules: []string{"github.com/minio/minio-go/v7", "golang.org/x/time", "golang.org/x/sys", "go.uber.org/zap"},
-		denied:  []string{"log", "unsafe"},
+		modules: []string{
+			"github.com/minio/minio-go/v7", "go.etcd.io/bbolt", "github.com/cenkalti/backoff/v5", "golang.org/x/time", "golang.org/x/sys",
+			"go.uber.org/zap",
+		},
+		denied: []string{"log", "unsafe"},
 	},
 	"caddymodule": {
 		modules: []string{

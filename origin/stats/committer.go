@@ -1,0 +1,450 @@
+package stats
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	bolterrors "go.etcd.io/bbolt/errors"
+)
+
+// One goroutine, the committer, does all that is done to the file. It takes what waits and writes it in one transaction, so
+// that a disk which syncs a hundred times a second takes thousands of events in one; then it answers all who wait.
+const (
+	maxQueued    = 64 << 20 // bytes of events that wait for the disk
+	maxOffered   = 4 << 20  // of them, bytes that nobody waits for
+	offeredDelay = time.Second
+	maxGroup     = 8 << 20 // bytes that one transaction adds
+	groupEvents  = 16_384
+	entryMemory  = 160 // what an entry takes beside its data
+)
+
+// request is what one call has done: events are added, or op runs.
+type request struct {
+	events  []entry
+	op      func(*store) error // its error fails the transaction: it is one of the file
+	size    int                // bytes
+	offered bool
+	answer  chan error // nil if nobody waits
+}
+
+// groupBytes is how much one transaction adds to a spool of so many bytes.
+func groupBytes(maxBytes int64) int { return int(min(maxBytes/16, maxGroup)) }
+
+// append has entries written, in as many transactions as they need.
+func (s *Spool) append(ctx context.Context, entries []entry) error {
+	requests := s.requests(entries)
+	size := 0
+	for _, r := range requests {
+		size += r.size
+	}
+	s.mu.Lock()
+	switch {
+	case s.closed:
+		s.mu.Unlock()
+		return ErrClosed
+	case s.queued+size > maxQueued && s.queued > 0:
+		s.mu.Unlock()
+		return ErrBusy
+	}
+	s.queue = append(s.queue, requests...)
+	s.queued += size
+	s.mu.Unlock()
+	s.poke()
+	var failure error
+	for _, r := range requests {
+		if err := await(ctx, r); err != nil && failure == nil {
+			failure = err
+		}
+	}
+	return failure
+}
+
+// requests divides entries into pieces that a transaction has room for.
+func (s *Spool) requests(entries []entry) (all []*request) {
+	s.mu.Lock()
+	most := groupBytes(s.tuning.maxBytes) / 2
+	s.mu.Unlock()
+	var r *request
+	for i, e := range entries {
+		size := len(e.data) + entryMemory
+		if r == nil || r.size+size > most {
+			r = &request{answer: make(chan error, 1), events: entries[i:i]}
+			all = append(all, r)
+		}
+		r.events = r.events[:len(r.events)+1]
+		r.size += size
+	}
+	return all
+}
+
+func await(ctx context.Context, r *request) error {
+	select {
+	case err := <-r.answer:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// offer queues entries that nobody waits for.
+func (s *Spool) offer(entries []entry) bool {
+	size := len(entries[0].data) + entryMemory
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.offered+size > maxOffered {
+		return false
+	}
+	s.queue = append(s.queue, &request{events: entries, size: size, offered: true})
+	s.queued += size
+	s.offered += size
+	s.alarmLocked()
+	return true
+}
+
+// alarmLocked wakes the committer in a second.
+func (s *Spool) alarmLocked() {
+	if s.timer == nil && !s.closed {
+		s.timer = time.AfterFunc(offeredDelay, s.poke)
+	}
+}
+
+// do runs op in a transaction of the committer.
+func (s *Spool) do(ctx context.Context, op func(*store) error) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	r := &request{op: op, answer: make(chan error, 1)}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	s.queue = append(s.queue, r)
+	s.mu.Unlock()
+	s.poke()
+	return <-r.answer // not cut off by ctx: op has variables of the caller
+}
+
+// poke wakes the committer.
+func (s *Spool) poke() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run is the committer.
+func (s *Spool) run(opened chan<- error) {
+	defer close(s.done)
+	debug.SetPanicOnFault(true) // for this goroutine; see guard
+	err := s.open()
+	opened <- err
+	if err != nil {
+		return
+	}
+	for open := true; open; {
+		select {
+		case <-s.wake:
+		case <-s.closing:
+			open = false
+		}
+		s.drain()
+	}
+	s.discard()
+	if s.store == nil {
+		return
+	}
+	if err := s.store.close(); err != nil {
+		s.fail(fmt.Errorf("close spool %s: %w", s.path, err))
+	}
+}
+
+// drain commits until nothing waits.
+func (s *Spool) drain() {
+	var again []*request
+	for {
+		tuning, group := s.take()
+		if len(group) > 0 {
+			again = append(again, s.commit(tuning, group)...)
+		}
+		s.maintain(tuning)
+		if len(group) == 0 {
+			break
+		}
+		runtime.Gosched() // those who were answered have more, as a rule: it goes into one commit rather than into two
+	}
+	if len(again) > 0 {
+		s.putBack(again)
+	}
+}
+
+// take takes what the next transaction does from the queue.
+func (s *Spool) take() (tuning, []*request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	size, events, n := 0, 0, 0
+	most := groupBytes(s.tuning.maxBytes)
+	for ; n < len(s.queue); n++ {
+		r := s.queue[n]
+		if n > 0 && (size+r.size > most || events+len(r.events) > groupEvents) {
+			break
+		}
+		size += r.size
+		events += len(r.events)
+		s.queued -= r.size
+		if r.offered {
+			s.offered -= r.size
+		}
+	}
+	group := s.queue[:n:n]
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
+		s.queue = nil
+		if s.timer != nil {
+			s.timer.Stop()
+			s.timer = nil
+		}
+	}
+	return s.tuning, group
+}
+
+// putBack queues again what was offered and could not be written.
+func (s *Spool) putBack(group []*request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		s.overflow += uint64(len(group))
+		return
+	}
+	s.queue = append(group, s.queue...)
+	for _, r := range group {
+		s.queued += r.size
+		s.offered += r.size
+	}
+	s.alarmLocked()
+}
+
+// discard counts what was offered and cannot be written any more.
+func (s *Spool) discard() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.overflow += uint64(len(s.queue))
+	s.queue = nil
+}
+
+// commit writes a group and answers those who wait. It returns what was offered and is to be tried again.
+func (s *Spool) commit(t tuning, group []*request) (again []*request) {
+	if err := s.ready(); err != nil {
+		err = commitError(s.path, err)
+		s.fail(err)
+		return s.answer(group, err)
+	}
+	frozen := s.disk.low(t.minFree)
+	s.store.limit(t.maxBytes, frozen)
+	if frozen {
+		group, again = s.refuse(group)
+	}
+	if len(group) == 0 {
+		return again
+	}
+	return append(again, s.write(t, group)...)
+}
+
+// refuse answers the requests of a group for which a file that may not grow has no room.
+func (s *Spool) refuse(group []*request) (rest, again []*request) {
+	room := s.store.roomNow() - s.store.reserve()
+	for _, r := range group {
+		if room -= s.store.pagesFor(int64(r.size)); len(r.events) > 0 && room < 0 {
+			err := fmt.Errorf("%w: less than min_free is left", ErrNoSpace)
+			s.fail(err)
+			again = append(again, s.answer([]*request{r}, err)...)
+			continue
+		}
+		rest = append(rest, r)
+	}
+	return rest, again
+}
+
+// write commits a group, in smaller ones if it needs more pages at once than there are.
+func (s *Spool) write(t tuning, group []*request) (again []*request) {
+	err := s.store.update(func() error { return s.apply(group) })
+	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+		if half := len(group) / 2; half > 0 {
+			again = s.commit(t, group[:half])
+			return append(again, s.commit(t, group[half:])...)
+		}
+		err = s.squeeze(t, group)
+	}
+	if err == nil {
+		s.committed(group)
+	} else {
+		s.store.broken = s.store.broken || errors.Is(err, errDamaged)
+		err = commitError(s.path, err)
+		s.fail(err)
+	}
+	return s.answer(group, err)
+}
+
+// apply does what the requests of a group are about, in a transaction.
+func (s *Spool) apply(group []*request) error {
+	st := s.store
+	appended := int64(0)
+	for _, r := range group {
+		for i := range r.events {
+			if err := st.append(&r.events[i]); err != nil {
+				return err
+			}
+		}
+		appended += int64(r.size)
+		if r.op == nil {
+			continue
+		}
+		if err := r.op(st); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	st.state.dropped[reasonOfferedOverflow] = s.overflow
+	s.mu.Unlock()
+	st.state.dropped[reasonDeadLettersFull] = s.dead.droppedCount()
+	return st.trim(appended)
+}
+
+// squeeze commits a single request that found too few pages, by dropping more and more before it.
+func (s *Spool) squeeze(t tuning, group []*request) error {
+	if s.store.frozen {
+		if len(group[0].events) > 0 {
+			return fmt.Errorf("%w: less than min_free is left", ErrNoSpace)
+		}
+		s.store.limit(t.maxBytes, false) // what is delivered makes room: it may have the few pages for it
+	}
+	err := error(bolterrors.ErrMaxSizeReached)
+	for n := s.store.pageSize(); n < t.maxBytes/2 && errors.Is(err, bolterrors.ErrMaxSizeReached); n *= 2 {
+		if err := s.ready(); err != nil {
+			return err
+		}
+		s.store.limit(t.maxBytes, false)
+		if err = s.store.update(func() error { return s.store.dropBytes(n) }); err != nil {
+			continue
+		}
+		err = s.store.update(func() error { return s.apply(group) })
+	}
+	return err
+}
+
+// committed tells what a commit did.
+func (s *Spool) committed(group []*request) {
+	s.repairs = 0
+	st := s.store
+	s.mu.Lock()
+	watcher := s.watcher
+	s.mu.Unlock()
+	if watcher != nil {
+		for l := range st.added {
+			watcher(l)
+		}
+	}
+	s.publish()
+	for _, r := range group {
+		if len(r.events) > 0 || !st.frozen {
+			s.fail(nil)
+			return
+		}
+	}
+}
+
+// tellAll tells the watcher of all lanes that have records.
+func (s *Spool) tellAll(st *store) {
+	s.mu.Lock()
+	watcher := s.watcher
+	s.mu.Unlock()
+	if watcher == nil {
+		return
+	}
+	for _, a := range st.apps.byNumber {
+		for n, records := range a.records {
+			if records > 0 {
+				watcher(Lane{app: a.number, n: uint8(n)})
+			}
+		}
+	}
+}
+
+// publish makes the numbers of the store those of Stats.
+func (s *Spool) publish() {
+	st := s.store
+	n := SpoolStats{Events: st.apps.records, Bytes: st.usedBytes(), Dropped: map[string]uint64{}}
+	if oldest := st.apps.oldest(); oldest != 0 {
+		n.Oldest = time.UnixMilli(oldest)
+	}
+	for why, count := range st.state.dropped {
+		n.Dropped[reasons[why]] = count
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats = n
+}
+
+// answer answers those who wait, and returns those of a group that failed that nobody waits for.
+func (s *Spool) answer(group []*request, err error) (again []*request) {
+	for _, r := range group {
+		switch {
+		case r.answer != nil:
+			r.answer <- err
+		case err != nil:
+			again = append(again, r)
+		}
+	}
+	return again
+}
+
+// fail reports an error, and with nil that it is over, once per change.
+func (s *Spool) fail(err error) {
+	if failing := err != nil; failing != s.failing {
+		s.failing = failing
+		s.report(err)
+	}
+}
+
+// commitError says what a transaction failed of.
+func commitError(path string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, bolterrors.ErrMaxSizeReached):
+		if !errors.Is(err, ErrNoSpace) {
+			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+		}
+	}
+	return fmt.Errorf("write spool %s: %w", path, err)
+}
+
+// diskSpace asks how much the disk has left, once a second at most.
+type diskSpace struct {
+	free  func() (int64, error)
+	left  int64
+	known bool
+	asked time.Time
+}
+
+// low reports that less than least is left. A disk that does not say is not low.
+func (d *diskSpace) low(least int64) bool {
+	if least <= 0 {
+		return false
+	}
+	left, known := d.ask()
+	return known && left < least
+}
+
+func (d *diskSpace) ask() (left int64, known bool) {
+	if d.free == nil {
+		return 0, false
+	}
+	if now := time.Now(); d.asked.IsZero() || now.Sub(d.asked) >= time.Second {
+		left, err := d.free()
+		d.left, d.known, d.asked = left, err == nil, now
+	}
+	return d.left, d.known
+}

@@ -1,0 +1,210 @@
+package stats
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+const (
+	// suspectAfter is how often a batch has the collector fail, with others taken in between, until it is taken for the cause.
+	suspectAfter = 3
+	// maxRefusals is how many events are refused in a row, none taken in between, until each further one closes the gate. So
+	// a collector that refuses everything for an hour, by a mistake of its own, costs some events and not the whole spool.
+	maxRefusals = 100
+	// minShrunk bounds from below, in bytes, what a collector's 413 teaches; shrunkFor is how long that is remembered.
+	minShrunk = 4 << 10
+	shrunkFor = 24 * time.Hour
+)
+
+// suspicion counts how often the batch that begins with an event had the collector fail.
+type suspicion struct {
+	first    uint64 // the event
+	failures int
+	accepted uint64 // batches that had been taken at the last failure
+}
+
+// step is what is done with a batch after its request.
+type step uint8
+
+const (
+	stepLeave  step = iota // it stays as it is, and is sent again
+	stepSettle             // each event has its verdict
+	stepSplit
+)
+
+// asFailure reads the error of a Collector.
+func asFailure(b *Batch, verdicts []Verdict, err error) ([]Verdict, *Failure) {
+	if verdicts != nil && len(verdicts) != len(b.Events) {
+		err = fmt.Errorf("the collector gave %d verdicts for %d events; this is a bug in it", len(verdicts), len(b.Events))
+		return nil, &Failure{Code: "bug", Err: err}
+	}
+	if err == nil {
+		if verdicts == nil {
+			return nil, &Failure{Code: "bug", Err: errors.New("the collector gave no verdicts; this is a bug in it")}
+		}
+		return verdicts, nil
+	}
+	if failure, ok := errors.AsType[*Failure](err); ok {
+		f := *failure
+		if f.RetryAfter = min(f.RetryAfter, maxRetryAfter); f.Code == "" {
+			f.Code = "failed"
+		}
+		if f.Err == nil {
+			f.Err = errors.New("the collector failed with code " + f.Code)
+		}
+		return verdicts, &f
+	}
+	return verdicts, &Failure{Suspect: true, Code: "no_answer", Err: err}
+}
+
+// judgeLocked draws the consequences of an answer: for the gates, the devices, the counters, and the batch.
+func (f *Forwarder) judgeLocked(l *laneTurn, b *Batch, verdicts []Verdict, failure *Failure, now time.Time) (step, []Verdict) {
+	n := len(b.Events)
+	if failure != nil && failure.Scope == ScopeContent {
+		if n > 1 {
+			f.refusedLocked(l, b, failure, now)
+			return stepSplit, nil
+		}
+		verdicts, failure = []Verdict{failure.verdict()}, nil
+	}
+	alone := false
+	if failure != nil && f.suspectsLocked(l, b, verdicts, failure) {
+		if f.counts.retry++; n > 1 {
+			return stepSplit, nil
+		}
+		verdicts, alone = []Verdict{{Fate: Keep, Code: failure.Code, Message: failure.Message}}, true
+	} else {
+		f.gatesLocked(l, verdicts, failure, now)
+	}
+	if verdicts == nil {
+		f.counts.retried += uint64(n)
+		return stepLeave, nil
+	}
+	f.turns.hold(l, b, verdicts, alone, f.accepted, now)
+	f.tallyLocked(l, verdicts)
+	return stepSettle, verdicts
+}
+
+// gatesLocked opens or closes the gates by what a request met.
+func (f *Forwarder) gatesLocked(l *laneTurn, verdicts []Verdict, failure *Failure, now time.Time) {
+	t := &f.turns
+	switch {
+	case failure == nil:
+		if refusal := f.refusesAll(verdicts); refusal != nil {
+			f.counts.refused++
+			t.fail(&t.collector, l.collectorPass, refusal, now)
+			break
+		}
+		if n := count(verdicts, Dead); n == len(verdicts) && n == 1 {
+			f.counts.refused++
+		} else {
+			f.counts.ok++
+		}
+		t.succeed(&t.collector, l.collectorPass)
+		t.succeed(&l.app.gate, l.appPass)
+	case failure.Scope == ScopeApp:
+		f.counts.retry++
+		t.succeed(&t.collector, l.collectorPass)
+		t.fail(&l.app.gate, l.appPass, failure, now)
+	default:
+		f.counts.retry++
+		t.fail(&t.collector, l.collectorPass, failure, now)
+	}
+	t.queue(l.app, now)
+}
+
+// refusedLocked notes a batch of several that is refused for what is in it.
+func (f *Forwarder) refusedLocked(l *laneTurn, b *Batch, failure *Failure, now time.Time) {
+	f.counts.split++
+	if failure.TooLarge {
+		size := 0
+		for i := range b.Events {
+			size += len(b.Events[i].Data)
+		}
+		f.shrunk, f.shrunkUntil = max(size/2, minShrunk), now.Add(shrunkFor)
+	}
+	t := &f.turns
+	if f.refusals >= maxRefusals {
+		t.fail(&t.collector, l.collectorPass, tooManyRefusals(failure.Code), now)
+	} else {
+		t.succeed(&t.collector, l.collectorPass)
+		t.succeed(&l.app.gate, l.appPass)
+	}
+	t.queue(l.app, now)
+}
+
+// refusesAll is a failure when these verdicts are refusals, and too many in a row.
+func (f *Forwarder) refusesAll(verdicts []Verdict) *Failure {
+	dead := count(verdicts, Dead)
+	if count(verdicts, Delivered) > 0 || dead == 0 {
+		return nil // tallyLocked begins to count anew
+	}
+	if f.refusals+dead <= maxRefusals {
+		return nil
+	}
+	for _, v := range verdicts {
+		if v.Fate == Dead {
+			return tooManyRefusals(v.Code)
+		}
+	}
+	return nil
+}
+
+func tooManyRefusals(code string) *Failure {
+	return &Failure{Code: "refuses_all", Err: fmt.Errorf("the collector has refused more than %d events in a row and taken none "+
+		"(last code %s); delivery goes on slowly. See the dead letters for what it says, correct it or its address, then replay them",
+		maxRefusals, code)}
+}
+
+// suspectsLocked reports whether a batch must be taken for the cause of a failure.
+func (f *Forwarder) suspectsLocked(l *laneTurn, b *Batch, verdicts []Verdict, failure *Failure) bool {
+	if !failure.Suspect || count(verdicts, Keep) < len(verdicts) {
+		return false
+	}
+	accepted, probe := f.accepted, l.collectorPass.probe
+	if failure.Scope == ScopeApp {
+		accepted, probe = l.app.accepted, l.appPass.probe
+	}
+	if h := l.held[b.Events[0].Device]; h != nil && h.alone && len(b.Events) == 1 {
+		return f.accepted > h.accepted && !probe
+	}
+	s := &l.suspicion
+	if s.first != b.Events[0].Seq {
+		*s = suspicion{first: b.Events[0].Seq, failures: 1, accepted: accepted}
+		return false
+	}
+	others := accepted > s.accepted
+	if s.accepted = accepted; others {
+		s.failures++
+	}
+	return others && s.failures >= suspectAfter && !probe // a probe that fails says more about the collector
+}
+
+// tallyLocked counts what the verdicts say.
+func (f *Forwarder) tallyLocked(l *laneTurn, verdicts []Verdict) {
+	delivered, dead := count(verdicts, Delivered), count(verdicts, Dead)
+	f.counts.batches++
+	f.counts.delivered += uint64(delivered)
+	f.counts.dead += uint64(dead)
+	f.counts.retried += uint64(len(verdicts) - delivered - dead)
+	f.refusals += dead
+	if delivered > 0 {
+		f.refusals = 0
+		f.accepted++
+		l.app.accepted++
+	}
+	if delivered+dead > 0 {
+		l.suspicion = suspicion{}
+	}
+}
+
+func count(verdicts []Verdict, fate Fate) int {
+	n := 0
+	for i := range verdicts {
+		if verdicts[i].Fate == fate {
+			n++
+		}
+	}
+	return n
+}
