@@ -29,6 +29,9 @@ func (Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: "/capgo_edge/status", Handler: adminRoute(http.MethodGet, serveStatus)},
 		{Pattern: "/capgo_edge/prefetch", Handler: adminRoute(http.MethodPost, servePrefetch)},
+		{Pattern: "/capgo_edge/resume", Handler: adminRoute(http.MethodPost, serveResume)},
+		{Pattern: "/capgo_edge/dead_letters", Handler: adminRoute(http.MethodGet, serveDeadLetters)},
+		{Pattern: "/capgo_edge/replay", Handler: adminRoute(http.MethodPost, serveReplay)},
 	}
 }
 
@@ -70,6 +73,9 @@ type storageStatus struct {
 	Filling  int   `json:"filling"`  // objects being fetched
 	Warming  int   `json:"warming"`  // of them and those that are to be fetched ahead
 	Scanning bool  `json:"scanning"` // the index is still being built
+
+	Collectors []collectorStatus `json:"collectors,omitempty"`
+	Paused     []rolloutPause    `json:"paused,omitempty"` // rollouts that the release guard stopped
 }
 
 func serveStatus(*http.Request) (any, error) {
@@ -88,6 +94,8 @@ func (r *runtime) status(disk *cache.Disk) storageStatus {
 		Storage: r.dir, Healthy: true, Objects: stats.Objects, Bytes: stats.Bytes, MaxSize: r.settings().maxSize,
 		Filling: stats.Filling, Warming: r.warmer.waiting(), Scanning: stats.Scanning,
 	}
+	s.Paused = r.guard.pauses()
+	r.eachOutlet(func(o *outlet, open *openOutlet) { s.Collectors = append(s.Collectors, o.status(open)) })
 	if err, since := disk.Health(); err != nil {
 		s.Healthy, s.Error, s.Since = false, err.Error(), &since
 	}
@@ -164,4 +172,28 @@ func (h *Handler) prefetch(ctx context.Context, appID string) (int, error) {
 		return 0, err
 	}
 	return h.runtime.warmer.fetch(h.library, app), nil
+}
+
+// resumeRequest is the body of POST /capgo_edge/resume. Without a channel all of the app are meant.
+type resumeRequest struct {
+	AppID   string `json:"app_id"`
+	Channel string `json:"channel"`
+}
+
+// serveResume has rollouts go on that the release guard stopped.
+func serveResume(r *http.Request) (any, error) {
+	var body resumeRequest
+	if err := readAdminBody(r, &body); err != nil {
+		return nil, err
+	}
+	if body.AppID == "" {
+		return nil, badRequest(errors.New("app_id: which app's rollouts are to go on?"))
+	}
+	resumed := []rolloutPause{}
+	eachRuntime(func(run *runtime) {
+		if run.openedDisk.Load() != nil {
+			resumed = append(resumed, run.guard.resume(r.Context(), body.AppID, body.Channel)...)
+		}
+	})
+	return map[string]any{"resumed": resumed}, nil
 }

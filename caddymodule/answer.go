@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"errors"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -17,6 +16,12 @@ type scratch struct {
 	check  resolver.Check
 	body   []byte
 	answer []byte
+	large  int64 // bytes of body that count against largeBodies
+
+	events   resolver.EventParser
+	channels resolver.ChannelParser
+	refusals []*resolver.Refusal
+	accepted []event
 }
 
 // maxScratch is the largest buffer that is kept for the next request.
@@ -25,6 +30,8 @@ const maxScratch = 256 << 10
 func (h *Handler) takeScratch() *scratch { return h.scratch.Get().(*scratch) }
 
 func (h *Handler) giveScratch(s *scratch) {
+	h.runtime.largeBodies.give(s.large)
+	s.large = 0
 	if cap(s.body) > maxScratch || cap(s.answer) > maxScratch {
 		return
 	}
@@ -75,11 +82,16 @@ func refuseMethod(w http.ResponseWriter, allowed ...string) {
 	refuse(w, http.StatusMethodNotAllowed, codeMethod, "This path takes "+allow)
 }
 
+// unknownApp is the official answer for an app that does not exist.
+var unknownApp = &resolver.Refusal{
+	Status: http.StatusTooManyRequests, Code: "on_premise_app", Message: "On-premise app detected",
+}
+
 // refuseLookup answers a request whose app could not be had. Only what the origin itself denies is called unknown: a 429
 // silences a phone (protocol 9, trap 2).
 func refuseLookup(w http.ResponseWriter, err error) {
 	if errors.Is(err, cache.ErrNotFound) {
-		writeJSON(w, http.StatusTooManyRequests, []byte(`{"error":"on_premise_app","message":"On-premise app detected"}`))
+		writeJSON(w, unknownApp.Status, resolver.AppendRefusal(nil, unknownApp))
 		return
 	}
 	refuse(w, http.StatusServiceUnavailable, codeUnavailable, "This app's updates cannot be told just now, try again later")
@@ -95,45 +107,4 @@ func (h *Handler) serveOK(w http.ResponseWriter, r *http.Request) {
 	default:
 		refuseMethod(w, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
 	}
-}
-
-// readBody reads a body of at most limit bytes into buf. If it reports false, the request was answered.
-func readBody(w http.ResponseWriter, r *http.Request, buf []byte, limit int64) ([]byte, bool) {
-	buf = buf[:0]
-	if r.ContentLength > limit {
-		// A client that is still sending may miss an answer behind which the connection breaks.
-		_, _ = io.CopyN(io.Discard, r.Body, limit+limit/8)
-		refuseTooLarge(w, limit)
-		return buf, false
-	}
-	body := r.Body
-	if r.ContentLength < 0 {
-		body = http.MaxBytesReader(w, body, limit)
-	} else if want := int(r.ContentLength) + 1; cap(buf) < want { // one more, to see the end without growing
-		buf = make([]byte, 0, want)
-	}
-	for {
-		if len(buf) == cap(buf) {
-			buf = append(buf, 0)[:len(buf)]
-		}
-		n, err := body.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		if errors.Is(err, io.EOF) || int64(len(buf)) == r.ContentLength {
-			return buf, true
-		}
-		if err == nil {
-			continue
-		}
-		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
-			refuseTooLarge(w, limit)
-		} else {
-			refuse(w, http.StatusBadRequest, resolver.ErrNotJSON.Code, "The request body could not be read")
-		}
-		return buf, false
-	}
-}
-
-func refuseTooLarge(w http.ResponseWriter, limit int64) {
-	w.Header().Set("Connection", "close") // the rest of the body is not worth reading
-	refuse(w, http.StatusRequestEntityTooLarge, codeTooLarge, "The request body is larger than "+strconv.FormatInt(limit, 10)+" bytes")
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/modules/caddyevents"
 	"go.uber.org/zap"
 )
 
@@ -29,6 +30,7 @@ type App struct {
 	Memory int64 `json:"memory,omitempty"`
 
 	log      *zap.Logger
+	emit     func(name string, data map[string]any) // to Caddy's events app
 	settings settings
 	runtime  *runtime // requests of this configuration use it even after Cleanup, so it is never taken away
 	shares   bool     // a share of the runtime was taken, and not given back yet
@@ -88,6 +90,11 @@ func (App) CaddyModule() caddy.ModuleInfo {
 // live server.
 func (a *App) Provision(ctx caddy.Context) error {
 	a.log = ctx.Logger()
+	events, err := ctx.App("events")
+	if err != nil {
+		return fmt.Errorf("getting the events app: %w", err)
+	}
+	a.emit = func(name string, data map[string]any) { events.(*caddyevents.App).Emit(ctx, name, data) }
 	setDefault(&a.Memory, defaultMemory)
 	setDefault(&a.MaxSize, defaultMaxSize)
 	setDefault(&a.MinFree, defaultMinFree)

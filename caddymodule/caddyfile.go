@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"net/http"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -88,6 +87,18 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //		}
 //		apps       <pattern...>
 //		public_url <url>
+//		stats off | <collector url...> {
+//			header    <name> <value>
+//			max_spool <size>
+//			checks    on | off | sample <rate>
+//			drop      <action...>
+//			sample    <action> <rate>
+//			custom_id keep | drop | hash
+//			apps      <pattern...>
+//		}
+//		channel_self {
+//			limits off | official
+//		}
 //		bundles {
 //			announce now | warm <max wait>
 //			prefetch on | off | channels
@@ -104,8 +115,10 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	}
 	seen := once{}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := seen.check(d); err != nil {
-			return err
+		if d.Val() != "stats" { // there may be several, for different collectors
+			if err := seen.check(d); err != nil {
+				return err
+			}
 		}
 		if err := h.unmarshalOption(d); err != nil {
 			return err
@@ -134,14 +147,24 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
 			return err
 		}
 		return atLine(d, checkPublicURL(h.PublicURL))
+	case "channel_self":
+		h.ChannelSelf = new(ChannelSelf)
+		return h.ChannelSelf.unmarshal(d)
 	case "bundles":
 		h.Bundles = new(Bundles)
 		return h.Bundles.unmarshal(d)
+	case "stats":
+		s := new(Stats)
+		if err := s.unmarshal(d); err != nil {
+			return err
+		}
+		h.Stats = append(h.Stats, s)
+		return atLine(d, checkStats(h.Stats))
 	case "debug":
 		h.Debug = true
 		return noMoreArguments(d)
 	}
-	return unknown(d, "origin, manifests, apps, public_url, bundles, debug")
+	return unknown(d, "origin, manifests, apps, public_url, stats, channel_self, bundles, debug")
 }
 
 func (h *Handler) unmarshalOrigin(d *caddyfile.Dispenser) error {
@@ -187,17 +210,9 @@ func (o *HTTPOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		if d.Val() != "header" {
 			return unknown(d, "header")
 		}
-		args := d.RemainingArgs()
-		if len(args) != 2 {
-			return d.Err("header needs a name and a value")
+		if err := headerArguments(d, &o.Headers); err != nil {
+			return err
 		}
-		if err := checkPlaceholders("header "+args[0], args[1]); err != nil {
-			return atLine(d, err)
-		}
-		if o.Headers == nil {
-			o.Headers = make(http.Header)
-		}
-		o.Headers.Add(args[0], args[1])
 	}
 	return nil
 }

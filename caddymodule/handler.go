@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"path"
 	"strings"
 	"sync"
 
@@ -15,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/capgo-edge/capgo-edge/origin"
+	"github.com/capgo-edge/capgo-edge/origin/state"
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
@@ -35,20 +35,33 @@ type Handler struct {
 	// and host of each request, as trusted proxies report them.
 	PublicURL string `json:"public_url,omitempty"`
 
+	// Stats say where the statistics of phones go. Default: events are answered, and end here.
+	Stats []*Stats `json:"stats,omitempty"`
+
+	// ChannelSelf says how devices choose their channel.
+	ChannelSelf *ChannelSelf `json:"channel_self,omitempty"`
+
 	// Bundles says how bundles are handed out.
 	Bundles *Bundles `json:"bundles,omitempty"`
 
 	// Debug adds Cache-Status to answers that are not objects, telling how the manifest was had. Default: off.
 	Debug bool `json:"debug,omitempty"`
 
-	runtime  *runtime
-	settings settings // of the app, for a request that comes before its start
-	log      *zap.Logger
-	store    origin.Store
-	library  *library
-	shelves  *shelves
-	address  *readdresser // nil if prepared addresses are right as they are
-	scratch  *sync.Pool   // of *scratch
+	runtime    *runtime
+	settings   settings // of the app, for a request that comes before its start
+	log        *zap.Logger
+	store      origin.Store
+	library    *library
+	app        *App
+	shelves    *shelves
+	statistics *statistics
+	address    *readdresser // nil if prepared addresses are right as they are
+	scratch    *sync.Pool   // of *scratch
+
+	channelLimits *channelLimits // nil if there are none
+
+	// ownState is what this edge knows by itself of the apps of this site's origin. The storage must be open.
+	ownState func() *state.Scope
 }
 
 // CaddyModule implements caddy.Module.
@@ -69,6 +82,12 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	if err = h.Manifests.provision(); err != nil {
 		return err
 	}
+	if h.ChannelSelf == nil {
+		h.ChannelSelf = new(ChannelSelf)
+	}
+	if h.channelLimits, err = h.ChannelSelf.provision(); err != nil {
+		return err
+	}
 	if h.Bundles == nil {
 		h.Bundles = new(Bundles)
 	}
@@ -86,9 +105,13 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 		return err
 	}
 	app := module.(*App)
-	h.runtime, h.settings = app.runtime, app.settings
+	h.app, h.runtime, h.settings = app, app.runtime, app.settings
 	h.shelves = newShelves(h.runtime, h.store, h.address)
 	h.library = newLibrary(h.runtime, h.store, h.Manifests, h.Bundles, h.shelves)
+	if h.statistics, err = newStatistics(h.runtime, h.store.Identity(), h.Stats, h.settings.minFree); err != nil {
+		return err
+	}
+	h.ownState = sync.OnceValue(func() *state.Scope { return h.runtime.state.Scope(h.library.source.Scope) })
 	h.runtime.enroll(h)
 	h.scratch = &sync.Pool{New: func() any { return new(scratch) }}
 	return nil
@@ -165,21 +188,14 @@ func (h *Handler) Cleanup() error {
 	if h.library != nil {
 		h.runtime.dismiss(h)
 	}
+	if h.statistics != nil {
+		h.statistics.release()
+	}
 	return nil
 }
 
 // serves reports whether this site serves the app.
-func (h *Handler) serves(appID string) bool {
-	if len(h.Apps) == 0 {
-		return true
-	}
-	for _, pattern := range h.Apps {
-		if ok, _ := path.Match(pattern, appID); ok { // the only error is a bad pattern, of which there is none
-			return true
-		}
-	}
-	return false
-}
+func (h *Handler) serves(appID string) bool { return matchesApp(h.Apps, appID) }
 
 // ServeHTTP routes a request (contract section 3).
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyhttp.Handler) error {

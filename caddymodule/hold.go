@@ -18,24 +18,66 @@ type hold struct {
 
 // decide answers a check, and tells which manifest the bundle it offers belongs to.
 func (r *release) decide(c *resolver.Check) (resolver.Decision, *resolver.Manifest) {
-	d := r.manifest.Decide(c)
+	m := r.lessPauses(r.manifest, ofManifest)
+	d := m.Decide(c)
 	h := r.hold.Load()
 	if h == nil || d.Outcome != resolver.Offer || !h.waiting[d.Bundle] {
-		return d, r.manifest
+		return d, m
 	}
 	if !time.Now().Before(h.until) {
 		r.hold.CompareAndSwap(h, nil)
-		return d, r.manifest
+		return d, m
 	}
-	return h.variant.Decide(c), h.variant
+	m = r.lessPauses(h.variant, ofHold)
+	return m.Decide(c), m
 }
 
 // offered is the manifest that is in effect.
 func (r *release) offered() *resolver.Manifest {
 	if h := r.hold.Load(); h != nil && time.Now().Before(h.until) {
-		return h.variant
+		return r.lessPauses(h.variant, ofHold)
 	}
-	return r.manifest
+	return r.lessPauses(r.manifest, ofManifest)
+}
+
+// manifests are all that r answers from, without pauses.
+func (r *release) manifests() []*resolver.Manifest {
+	if h := r.hold.Load(); h != nil {
+		return []*resolver.Manifest{r.manifest, h.variant}
+	}
+	return []*resolver.Manifest{r.manifest}
+}
+
+// pausedVariant is a manifest with the rollouts paused that the guard has stopped.
+type pausedVariant struct {
+	of      *resolver.Manifest
+	by      *pauseSet
+	variant *resolver.Manifest
+}
+
+// Where release.variants has the variant of the manifest, and that of what is offered in place of it.
+const (
+	ofManifest = iota
+	ofHold
+)
+
+// lessPauses is m with the rollouts paused that the guard has stopped: m itself as long as there are none. The variant is
+// made by the first who needs it. Two who do so at once make the same, and one who replaces it by that of an older set or
+// of another hold costs the next no more than making it again, for what it was made of is compared.
+func (r *release) lessPauses(m *resolver.Manifest, at int) *resolver.Manifest {
+	if r.guard == nil {
+		return m
+	}
+	set := r.guard.paused.Load()
+	if set == nil {
+		return m
+	}
+	if v := r.variants[at].Load(); v != nil && v.of == m && v.by == set {
+		return v.variant
+	}
+	variant := m.Pause(set.has)
+	r.variants[at].Store(&pausedVariant{m, set, variant})
+	return variant
 }
 
 // holdBack has r go on offering what old does in place of bundles whose objects are not here, for so long at the most.

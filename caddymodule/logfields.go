@@ -4,7 +4,11 @@ package caddymodule
 const (
 	fieldAppID      = "app_id"
 	fieldKey        = "bundle_key"
+	fieldChannel    = "channel"
+	fieldVersion    = "version"
 	fieldOrigin     = "origin"
+	fieldCollector  = "collector"
+	fieldSpool      = "spool"
 	fieldError      = "error"
 	fieldStorage    = "storage"
 	fieldSuppressed = "suppressed"

@@ -85,6 +85,8 @@ type release struct {
 	retired   []retiredKeys             // newest first
 	hold      atomic.Pointer[hold]      // nil if nothing is held back
 	news      []string                  // keys that the revision before did not name, if they are to be fetched
+	guard     *guardedApp               // nil if no rollout of the app is guarded
+	variants  [2]atomic.Pointer[pausedVariant]
 }
 
 // retiredKeys are keys a revision took away. Phones that were told of them may still be downloading.
@@ -296,7 +298,9 @@ func (l *library) decode(appID string, raw, memo []byte) (*release, int64, error
 		}}}
 	}
 	l.logWarnings(m)
-	r := &release{manifest: m, externals: externalsOf(m), retired: decodeRetired(memo)}
+	r := &release{
+		manifest: m, externals: externalsOf(m), retired: decodeRetired(memo), guard: l.runtime.guard.appOf(l.source.Scope, m),
+	}
 	size := m.MemorySize() + int64(len(r.externals))*512
 	for _, old := range r.retired {
 		size += int64(old.keys.Len())*80 + int64(len(old.externals))*512
@@ -328,8 +332,10 @@ func (l *library) wake(ctx context.Context) {
 	}
 }
 
-// publish has the store keep what the release's channels point at, and fetch what it does not have.
+// publish has the store keep what the release's channels point at, and fetch what it does not have. Pauses of rollouts that
+// the release says something else about end.
 func (l *library) publish(_ string, r *release, sum [sha256.Size]byte) {
+	r.guard.follow(context.Background(), r.manifests()...)
 	l.runtime.warmer.warm(l, r, sum)
 }
 

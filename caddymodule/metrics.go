@@ -21,6 +21,7 @@ type counters struct {
 	origins    [originUses][originResults]atomic.Uint64
 	originTime [originUses]atomic.Int64 // nanoseconds, of all requests together
 	diskErrors atomic.Uint64
+	events     [eventResults]atomic.Uint64
 }
 
 type decisionCounter struct {
@@ -84,6 +85,21 @@ func (r originResult) String() string {
 	return [...]string{"ok", "not_modified", "not_found", "error"}[r]
 }
 
+// eventResult says what became of an event that a phone sent.
+type eventResult int
+
+const (
+	eventAccepted    eventResult = iota // kept for the site's collectors, if it has any
+	eventIgnored                        // accepted and dropped, as the official server does
+	eventRefused                        // its form is wrong, or its app or version unknown
+	eventUnavailable                    // could not be kept; the phone sends it again
+	eventResults
+)
+
+func (e eventResult) String() string {
+	return [...]string{"accepted", "ignored", "refused", "unavailable"}[e]
+}
+
 func newCounters() *counters {
 	c := &counters{decisions: map[string]*decisionCounter{}, refusals: map[string]*atomic.Uint64{}}
 	for rule, outcome := range resolver.Rules() {
@@ -100,6 +116,8 @@ func newCounters() *counters {
 func (c *counters) decided(d *resolver.Decision) { c.decisions[d.Rule].n.Add(1) }
 
 func (c *counters) refused(code string) { c.refusals[code].Add(1) }
+
+func (c *counters) event(result eventResult, n int) { c.events[result].Add(uint64(n)) }
 
 func (c *counters) object(s objectState) { c.objects[s].Add(1) }
 
@@ -153,6 +171,38 @@ var (
 		"Stored objects that could not be read, or were not what was stored.", []string{"storage"}, nil)
 )
 
+// The metrics of statistics. The label "collector" is the name of the spool's file.
+var (
+	descEvents = prometheus.NewDesc("caddy_capgo_edge_stats_events_total",
+		"Statistics events that phones sent, by what became of them.", []string{"storage", "result"}, nil)
+	descSpoolEvents = prometheus.NewDesc("caddy_capgo_edge_spool_events",
+		"Statistics events that wait for their collector.", []string{"storage", "collector"}, nil)
+	descSpoolBytes = prometheus.NewDesc("caddy_capgo_edge_spool_bytes",
+		"Bytes that waiting statistics events take.", []string{"storage", "collector"}, nil)
+	descSpoolFile = prometheus.NewDesc("caddy_capgo_edge_spool_file_bytes",
+		"Size of the file they are in, which does not shrink.", []string{"storage", "collector"}, nil)
+	descSpoolOldest = prometheus.NewDesc("caddy_capgo_edge_spool_oldest_seconds",
+		"Age of the oldest waiting statistics event; 0 if none waits.", []string{"storage", "collector"}, nil)
+	descSpoolDropped = prometheus.NewDesc("caddy_capgo_edge_spool_dropped_total",
+		"Statistics events that were dropped, by reason.", []string{"storage", "collector", "reason"}, nil)
+	descForwarded = prometheus.NewDesc("caddy_capgo_edge_forward_total",
+		"Statistics events by what the collector made of them.", []string{"storage", "collector", "result"}, nil)
+	descForwardRequests = prometheus.NewDesc("caddy_capgo_edge_forward_requests_total",
+		"Requests to the collector, by how they ended.", []string{"storage", "collector", "result"}, nil)
+	descForwarding = prometheus.NewDesc("caddy_capgo_edge_collector_healthy",
+		"Whether the collector takes statistics.", []string{"storage", "collector"}, nil)
+	descChannelCalls = prometheus.NewDesc("caddy_capgo_edge_channel_calls_total",
+		"Calls of /channel_self, by what they do and how they ended.", []string{"storage", "call", "result"}, nil)
+	descChoices = prometheus.NewDesc("caddy_capgo_edge_channel_choices",
+		"Devices with old plugins whose choice of a channel is kept here.", []string{"storage"}, nil)
+	descPausedTotal = prometheus.NewDesc("caddy_capgo_edge_rollouts_paused_total",
+		"Rollouts that the release guard stopped.", []string{"storage"}, nil)
+	descResumedTotal = prometheus.NewDesc("caddy_capgo_edge_rollouts_resumed_total",
+		"Rollouts stopped by the release guard that go on.", []string{"storage"}, nil)
+	descDead = prometheus.NewDesc("caddy_capgo_edge_dead_letters",
+		"Statistics events in the dead-letter file.", []string{"storage", "collector"}, nil)
+)
+
 // collector shows one runtime's counters. Storage directories come from the configuration, so they are a fit label.
 type collector struct{ runtime *runtime }
 
@@ -185,9 +235,20 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range r.manifestCounts() {
 		count(descManifests, n, state.String())
 	}
-	c.collectDisk(count, func(desc *prometheus.Desc, v float64) {
+	r.channelCalls.each(func(call, result string, n uint64) { count(descChannelCalls, n, call, result) })
+	count(descPausedTotal, r.guard.pausedTotal.Load())
+	count(descResumedTotal, r.guard.resumedTotal.Load())
+	for result := range eventResults {
+		count(descEvents, r.counters.events[result].Load(), result.String())
+	}
+	r.eachOutlet(func(o *outlet, open *openOutlet) { collectOutlet(ch, o, open) })
+	gauge := func(desc *prometheus.Desc, v float64) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, r.dir)
-	})
+	}
+	if own := r.openedState.Load(); own != nil {
+		gauge(descChoices, float64(own.Stats().Assignments))
+	}
+	c.collectDisk(count, gauge)
 }
 
 func (c *collector) collectDisk(count func(*prometheus.Desc, uint64, ...string), gauge func(*prometheus.Desc, float64)) {
@@ -226,4 +287,34 @@ func (r *runtime) manifestCounts() map[cache.State]uint64 {
 		return nil
 	}
 	return memory.Counts()
+}
+
+func collectOutlet(ch chan<- prometheus.Metric, o *outlet, open *openOutlet) {
+	number := func(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(desc, kind, v, append([]string{o.runtime.dir, o.name}, labels...)...)
+	}
+	kept, sent := open.spool.Stats(), open.forwarder.Stats()
+	number(descSpoolEvents, prometheus.GaugeValue, float64(kept.Events))
+	number(descSpoolBytes, prometheus.GaugeValue, float64(kept.Bytes))
+	number(descSpoolFile, prometheus.GaugeValue, float64(kept.FileBytes))
+	age := 0.0
+	if !kept.Oldest.IsZero() {
+		age = max(0, time.Since(kept.Oldest).Seconds())
+	}
+	number(descSpoolOldest, prometheus.GaugeValue, age)
+	number(descDead, prometheus.GaugeValue, float64(kept.DeadEvents))
+	for reason, n := range kept.Dropped {
+		number(descSpoolDropped, prometheus.CounterValue, float64(n), reason)
+	}
+	number(descForwarded, prometheus.CounterValue, float64(sent.Delivered), "delivered")
+	number(descForwarded, prometheus.CounterValue, float64(sent.Retried), "retried")
+	number(descForwarded, prometheus.CounterValue, float64(sent.Dead), "dead")
+	for result, n := range sent.Requests {
+		number(descForwardRequests, prometheus.CounterValue, float64(n), result)
+	}
+	healthy := 1.0
+	if sent.Failing != nil {
+		healthy = 0
+	}
+	number(descForwarding, prometheus.GaugeValue, healthy)
 }

@@ -60,14 +60,9 @@ func (o *HTTPOrigin) Store() (origin.Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	header := make(http.Header, len(o.Headers))
-	for name, values := range o.Headers {
-		for _, value := range values {
-			if value, err = expand("header "+name, value); err != nil {
-				return nil, err
-			}
-			header.Add(name, value)
-		}
+	header, err := expandHeaders(o.Headers)
+	if err != nil {
+		return nil, err
 	}
 	store, err := origin.NewHTTP(origin.HTTPOptions{BaseURL: base, Header: header})
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/state"
 )
 
 // runtimes holds the heavy state of each storage directory, by its absolute path. It outlives configurations: a reload
@@ -29,20 +30,27 @@ type runtime struct {
 	storage  *cache.Dir                             // set by open
 	lastGood *cache.LastGood                        // set by open
 	disk     *cache.Disk                            // set by open
+	state    *state.State                           // set by open
 
-	openedDisk atomic.Pointer[cache.Disk] // the same as disk, for those who did not open
-	misses     *rate.Limiter
-	faults     *faultLog
-	counters   *counters
+	openedDisk  atomic.Pointer[cache.Disk]  // the same as disk, for those who did not open
+	openedState atomic.Pointer[state.State] // the same as state, likewise
+	misses      *rate.Limiter
+	faults      *faultLog
+	largeBodies *budget
+	counters    *counters
+
+	channelCalls channelCounters
 
 	users gate
 
 	warmer *warmer
+	guard  *guard
 
-	mu    sync.Mutex
-	apps  []*App                // guarded by mu, as all below; the configurations that run, oldest first
-	sites map[*Handler]struct{} // of all configurations
-	awake map[string]bool       // sources whose last good manifests were loaded after the start
+	mu      sync.Mutex
+	apps    []*App                // guarded by mu, as all below; the configurations that run, oldest first
+	sites   map[*Handler]struct{} // of all configurations
+	outlets map[string]*outlet    // by name
+	awake   map[string]bool       // sources whose last good manifests were loaded after the start
 }
 
 // Unknown apps may ask the origins so often, all together. A site that starts with thousands of apps needs the burst; a
@@ -58,14 +66,18 @@ const drainTime = 30 * time.Second
 func shareRuntime(dir string) (*runtime, error) {
 	value, _, err := runtimes.LoadOrNew(dir, func() (caddy.Destructor, error) {
 		r := &runtime{
-			dir:      dir,
-			misses:   rate.NewLimiter(missesPerSecond, missBurst),
-			faults:   newFaultLog(),
-			counters: newCounters(),
-			sites:    map[*Handler]struct{}{},
-			awake:    map[string]bool{},
+			dir:          dir,
+			misses:       rate.NewLimiter(missesPerSecond, missBurst),
+			faults:       newFaultLog(),
+			counters:     newCounters(),
+			channelCalls: newChannelCounters(),
+			largeBodies:  newBudget(maxLargeBodies),
+			sites:        map[*Handler]struct{}{},
+			awake:        map[string]bool{},
+			outlets:      map[string]*outlet{},
 		}
 		r.warmer = newWarmer(r)
+		r.guard = newGuard(r.faults, func(scope string) pauseKeeper { return r.state.Scope(scope) })
 		return r, nil
 	})
 	if err != nil {
@@ -110,17 +122,23 @@ func (r *runtime) openStores(storage *cache.Dir, s settings) error {
 	if err != nil {
 		return err
 	}
+	own, err := r.openState()
+	if err != nil {
+		return err
+	}
 	disk, err := cache.OpenDisk(cache.DiskOptions{
 		Dir: storage, MaxBytes: s.maxSize, MinFree: s.minFree, Memory: s.smallMemory(),
 		Report: r.reportDisk, ReportDamage: r.reportDamage,
 	})
 	if err != nil {
-		return err
+		return errors.Join(err, own.Close())
 	}
 	if r.memory, err = cache.NewMemory[*release](s.manifestMemory(), lastGood); err != nil {
 		disk.Close()
-		return err
+		return errors.Join(err, own.Close())
 	}
+	r.state = own
+	r.openedState.Store(own)
 	r.storage, r.lastGood, r.disk = storage, lastGood, disk
 	r.opened.Store(r.memory)
 	r.openedDisk.Store(disk)
@@ -155,6 +173,7 @@ func (r *runtime) join(a *App) {
 			r.warmer.work.Go(func() { site.library.wake(r.warmer.ctx) })
 		}
 	}
+	r.warnOfOrphansLocked()
 }
 
 // enroll notes a site that uses the runtime, dismiss that it does so no more.
@@ -213,9 +232,15 @@ func (r *runtime) retuneLocked() {
 	}
 	newest := r.apps[len(r.apps)-1]
 	r.faults.use(newest.log)
+	r.guard.tell(func(e guardEvent) { newest.emit(e.name, e.data()) })
 	s := newest.settings
 	r.memory.Retune(s.manifestMemory())
 	r.disk.Retune(s.maxSize, s.minFree, s.smallMemory())
+	for site := range r.sites {
+		if site.app == newest {
+			site.statistics.start()
+		}
+	}
 }
 
 // register makes the runtime's counters part of a configuration's metrics. Caddy has a new registry for each.
@@ -234,6 +259,7 @@ func (r *runtime) Destruct() error {
 	drained := r.users.close()
 	r.once.Do(func() { r.openErr = errClosed })
 	r.warmer.close()
+	r.closeOutlets()
 	if r.openErr != nil {
 		return nil //nolint:nilerr // it was told to who opened
 	}
@@ -245,7 +271,7 @@ func (r *runtime) Destruct() error {
 		case <-time.After(drainTime):
 		}
 	}()
-	return r.storage.Release()
+	return errors.Join(r.state.Close(), r.storage.Release())
 }
 
 // gate counts who uses something, so that it can be closed once nobody does.

@@ -1,26 +1,118 @@
 package caddymodule
 
-import "net/http"
+import (
+	"errors"
+	"net/http"
 
-// serveStats answers GET /stats, and refuses events: until this edge can keep them, a friendly answer would lose them. A
-// phone that gets 503 keeps its events and tries again (protocol 4.5).
+	"go.uber.org/zap"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// maxEventsBody is the largest body of POST /stats (contract section 3).
+const maxEventsBody = 16 << 20
+
+// serveStats takes events (protocol 4), and answers GET, which only asks whether we live.
 func (h *Handler) serveStats(w http.ResponseWriter, r *http.Request) {
 	switch r.Method {
 	case http.MethodGet, http.MethodHead:
 		writeJSON(w, http.StatusOK, statusOK)
 	case http.MethodPost:
-		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "This edge takes no statistics; point statsUrl at the server that does")
+		h.takeEvents(w, r)
 	default:
 		refuseMethod(w, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
 	}
 }
 
-// serveChannelSelf refuses the channel calls, which this edge does not answer yet.
-func (h *Handler) serveChannelSelf(w http.ResponseWriter, r *http.Request) {
-	switch r.Method {
-	case http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete:
-		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "This edge does not answer channel calls; point channelUrl at the server that does")
-	default:
-		refuseMethod(w, http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions)
+// takeEvents answers POST /stats once the events are on disk. A phone that gets no answer, or 503, keeps its events and
+// sends them again a second later, so no more must be said than is true, and a 429 only of an app that nobody knows.
+func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
+	s := h.takeScratch()
+	defer h.giveScratch(s)
+	if !h.readLarge(w, r, s, maxEventsBody) {
+		h.runtime.counters.event(eventRefused, 1)
+		return
 	}
+	events, batch, err := s.events.Parse(s.body)
+	if err != nil {
+		h.runtime.counters.event(eventRefused, 1)
+		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
+		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
+		writeJSON(w, refusal.Status, s.answer)
+		return
+	}
+	s.refusals, s.accepted = h.judgeEvents(r, events, s.refusals[:0], s.accepted[:0])
+	if err := h.statistics.keep(r.Context(), s.accepted); err != nil {
+		h.refuseEvents(w, len(s.accepted), err)
+		return
+	}
+	h.runtime.counters.event(eventAccepted, len(s.accepted))
+	for i := range events {
+		if s.refusals[i] == nil {
+			h.runtime.guard.saw(r.Context(), h.library.source.Scope, &events[i])
+		}
+	}
+	h.answerEvents(w, s, batch)
+}
+
+// judgeEvents tells what is wrong with each event, and which of them are to be kept.
+func (h *Handler) judgeEvents(r *http.Request, events []resolver.Event, refusals []*resolver.Refusal, accepted []event) ([]*resolver.Refusal, []event) {
+	if len(events) == 0 {
+		return refusals, accepted
+	}
+	app, err := h.releaseOf(r, events[0].AppID) // they all have the same
+	for i := range events {
+		e := &events[i]
+		refusal := e.Refusal
+		switch {
+		case refusal != nil:
+		case errors.Is(err, cache.ErrNotFound):
+			refusal = unknownApp
+		case err == nil:
+			refusal = app.manifest.JudgeEvent(e)
+		}
+		refusals = append(refusals, refusal)
+		switch {
+		case refusal != nil:
+			h.runtime.counters.event(eventRefused, 1)
+		case e.Ignored:
+			h.runtime.counters.event(eventIgnored, 1)
+		default:
+			// While the origin cannot say whether there is such an app, its events are kept, in a part of their own.
+			accepted = append(accepted, event{app: e.AppID, device: e.DeviceID, action: e.Action, confirmed: err == nil, raw: e.Raw})
+		}
+	}
+	return refusals, accepted
+}
+
+// releaseOf returns what this site knows of an app.
+func (h *Handler) releaseOf(r *http.Request, appID string) (*release, error) {
+	if !h.serves(appID) {
+		return nil, cache.ErrNotFound
+	}
+	app, _, err := h.library.get(r.Context(), appID)
+	return app, err
+}
+
+func (h *Handler) refuseEvents(w http.ResponseWriter, n int, err error) {
+	h.runtime.counters.event(eventUnavailable, n)
+	if c := h.log.Check(zap.DebugLevel, "statistics refused"); c != nil {
+		c.Write(zap.Int("events", n), zap.Error(err))
+	}
+	refuse(w, http.StatusServiceUnavailable, codeUnavailable, "Statistics cannot be kept just now, send them again later")
+}
+
+func (h *Handler) answerEvents(w http.ResponseWriter, s *scratch, batch bool) {
+	if batch {
+		s.answer = resolver.AppendBatchAnswer(s.answer[:0], s.refusals)
+		writeJSON(w, http.StatusOK, s.answer)
+		return
+	}
+	refusal, status := s.refusals[0], http.StatusOK
+	if refusal != nil {
+		status = refusal.Status
+	}
+	s.answer = resolver.AppendEventAnswer(s.answer[:0], refusal)
+	writeJSON(w, status, s.answer)
 }

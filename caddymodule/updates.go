@@ -34,12 +34,17 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	h.assign(&s.check)
 	d, manifest := app.decide(&s.check)
 	h.runtime.counters.decided(&d)
+	if d.Guard != nil {
+		app.guard.offered(d.Guard, s.check.DeviceID, networkOf(r))
+	}
 	if c := h.log.Check(zap.DebugLevel, "update check decided"); c != nil {
 		c.Write(zap.String(fieldAppID, s.check.AppID), zap.String("device_id", s.check.DeviceID),
 			zap.String("rule", d.Rule), zap.String("channel", d.Channel))
 	}
+	h.statistics.sawCheck(&s.check, s.body, d.Event)
 	if h.address != nil && d.Outcome == resolver.Offer {
 		d.Bundle = h.address.bundle(manifest, d.Bundle, time.Now())
 	}
@@ -51,7 +56,7 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 // was answered.
 func (h *Handler) readCheck(w http.ResponseWriter, r *http.Request, s *scratch, limit int64) (*release, bool) {
 	var ok bool
-	if s.body, ok = readBody(w, r, s.body, limit); !ok {
+	if ok = h.readLarge(w, r, s, limit); !ok {
 		h.runtime.counters.refused(codeTooLarge)
 		return nil, false
 	}

@@ -40,8 +40,10 @@ func TestBadRequests(t *testing.T) {
 			{"wrong method for an object", "POST", "/files/read/attachments/x", "{}", 405, "method_not_allowed"},
 			{"unknown app", "POST", "/updates", check("app_id", "no.such.app"), 429, "on_premise_app"},
 			{"long app id", "POST", "/updates", check("app_id", "a."+strings.Repeat("b", 128)), 429, "on_premise_app"},
-			{"events", "POST", "/stats", `{"app_id":"com.demo.app"}`, 503, "service_unavailable"},
-			{"channel call", "PUT", "/channel_self", `{}`, 503, "service_unavailable"},
+			{"an event without a device", "POST", "/stats", `{"app_id":"com.demo.app"}`, 400, "missing_device_id"},
+			{"an event of no app", "POST", "/stats", `5`, 400, "invalid_app_id"},
+			{"events that are too large", "POST", "/stats", `["` + strings.Repeat("x", 16<<20) + `"]`, 413, "payload_too_large"},
+			{"an empty channel call", "PUT", "/channel_self", `{}`, 400, "invalid_json_body"},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				r := c.Do(test.method, test.path, test.body)

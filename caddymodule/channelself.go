@@ -1,0 +1,268 @@
+package caddymodule
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"go.uber.org/zap"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/state"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// ChannelSelf configures the calls by which a device chooses its channel. They are answered from the app's manifest. New
+// plugins keep the choice themselves. That of plugins before 5.34, 6.34, 7.34 and 8.0 is kept in the storage directory of
+// this edge; other edges do not learn of it.
+type ChannelSelf struct {
+	// Limits is "official" for the official server's limit, 5 calls per second of one device and kind, or "off" for none.
+	// A 429 silences a phone, update checks included, for as long as it says; plugins before 8.51.5 send no more statistics
+	// and channel calls until the app is started anew. Default: off.
+	Limits string `json:"limits,omitempty"`
+}
+
+// The values of ChannelSelf.Limits.
+const (
+	limitsOff      = "off"
+	limitsOfficial = "official"
+)
+
+func (c *ChannelSelf) check() error {
+	switch c.Limits {
+	case "", limitsOff, limitsOfficial:
+		return nil
+	}
+	return fmt.Errorf("limits: %q is neither off nor official", c.Limits)
+}
+
+// provision makes what limits the calls; nil if nothing does.
+func (c *ChannelSelf) provision() (*channelLimits, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("channel_self: %w", err)
+	}
+	setDefault(&c.Limits, limitsOff)
+	if c.Limits == limitsOff {
+		return nil, nil //nolint:nilnil // nothing to do is no error
+	}
+	return newChannelLimits(), nil
+}
+
+// unmarshal reads:
+//
+//	channel_self {
+//		limits off | official
+//	}
+func (c *ChannelSelf) unmarshal(d *caddyfile.Dispenser) error {
+	if err := noMoreArguments(d); err != nil {
+		return err
+	}
+	seen := once{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := seen.check(d); err != nil {
+			return err
+		}
+		if d.Val() != "limits" {
+			return unknown(d, "limits")
+		}
+		if err := oneArgument(d, &c.Limits); err != nil {
+			return err
+		}
+		if err := c.check(); err != nil {
+			return atLine(d, err)
+		}
+	}
+	return nil
+}
+
+// serveChannelSelf answers the calls by which a device chooses its channel, and asks for it (protocol 5).
+func (h *Handler) serveChannelSelf(w http.ResponseWriter, r *http.Request) {
+	s := h.takeScratch()
+	defer h.giveScratch(s)
+	call, ok := h.readChannelCall(w, r, s)
+	if !ok {
+		return
+	}
+	now := time.Now()
+	if reset, ok := h.channelLimits.allow(&call, now); !ok {
+		h.runtime.channelCalls.count(call.Op, channelLimited)
+		refuseChannelCall(w, s, &call, reset, now)
+		return
+	}
+	app, ok := h.appOfCall(w, r, &call)
+	if !ok {
+		return
+	}
+	reply := h.answerChannelCall(r, app, &call)
+	h.runtime.channelCalls.count(call.Op, reply.Result)
+	if reply.Result == "ok" {
+		h.channelLimits.done(&call, now)
+	}
+	if c := h.log.Check(zap.DebugLevel, "channel call answered"); c != nil {
+		c.Write(zap.String(fieldAppID, call.AppID), zap.String("device_id", call.DeviceID), zap.Stringer("call", call.Op),
+			zap.String("channel", call.Channel), zap.String("result", reply.Result))
+	}
+	s.answer = resolver.AppendChannelReply(s.answer[:0], &reply)
+	writeJSON(w, http.StatusOK, s.answer)
+}
+
+// readChannelCall reads a call from the body or the query. If it reports false, the request was answered.
+func (h *Handler) readChannelCall(w http.ResponseWriter, r *http.Request, s *scratch) (call resolver.ChannelCall, ok bool) {
+	var op resolver.ChannelOp
+	var err error
+	switch r.Method {
+	case http.MethodPost:
+		op = resolver.SetChannel
+	case http.MethodPut:
+		op = resolver.GetChannel
+	case http.MethodDelete:
+		op = resolver.UnsetChannel
+	case http.MethodGet, http.MethodHead:
+		op = resolver.ListChannels
+	default:
+		refuseMethod(w, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions)
+		return call, false
+	}
+	if op == resolver.UnsetChannel || op == resolver.ListChannels {
+		call, err = s.channels.ParseQuery(op, r.URL.Query())
+	} else if h.readLarge(w, r, s, maxCheckBody) {
+		call, err = s.channels.Parse(op, s.body)
+	} else {
+		h.runtime.channelCalls.count(op, channelRefused)
+		return call, false
+	}
+	if refusal, refused := errors.AsType[*resolver.Refusal](err); refused {
+		h.runtime.channelCalls.count(op, channelRefused)
+		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
+		writeJSON(w, refusal.Status, s.answer)
+		return call, false
+	}
+	return call, true
+}
+
+// appOfCall finds the release of the app that a call is about. If it reports false, the request was answered.
+func (h *Handler) appOfCall(w http.ResponseWriter, r *http.Request, call *resolver.ChannelCall) (*release, bool) {
+	app, err := (*release)(nil), cache.ErrNotFound
+	if h.serves(call.AppID) {
+		var how cache.State
+		app, how, err = h.library.get(r.Context(), call.AppID)
+		if h.Debug {
+			w.Header().Set("Cache-Status", manifestStatus(how))
+		}
+	}
+	if err == nil {
+		return app, true
+	}
+	result := channelUnavailable
+	if errors.Is(err, cache.ErrNotFound) {
+		result = channelUnknownApp
+	}
+	h.runtime.channelCalls.count(call.Op, result)
+	refuseLookup(w, err)
+	return nil, false
+}
+
+// answerChannelCall decides about a call and has the device's choice on disk before it says so.
+func (h *Handler) answerChannelCall(r *http.Request, app *release, call *resolver.ChannelCall) resolver.ChannelReply {
+	if !call.Stored {
+		return app.manifest.AnswerChannel(call, 0, false)
+	}
+	own := h.ownState()
+	stored, hasStored := own.Assigned(call.AppID, call.DeviceID)
+	reply := app.manifest.AnswerChannel(call, stored, hasStored)
+	var err error
+	switch reply.Change {
+	case resolver.KeepChoice:
+	case resolver.StoreChoice:
+		err = own.Assign(r.Context(), call.AppID, call.DeviceID, reply.ChannelID)
+	case resolver.DropChoice:
+		err = own.Unassign(r.Context(), call.AppID, call.DeviceID)
+	}
+	if err != nil { // the state reported it
+		return resolver.ChannelStorageUnavailable()
+	}
+	return reply
+}
+
+// assign puts the device's stored choice into a check that asks for it: those of old plugins alone.
+func (h *Handler) assign(c *resolver.Check) {
+	if !c.AsksAssignment() {
+		return
+	}
+	if channel, ok := h.ownState().Assigned(c.AppID, c.DeviceID); ok {
+		c.Assign(channel)
+	}
+}
+
+// stateFile is what an edge knows by itself, in the storage directory.
+const stateFile = "state.db"
+
+func (r *runtime) openState() (*state.State, error) {
+	return state.Open(state.Options{Path: filepath.Join(r.dir, stateFile), Report: r.reportState})
+}
+
+// reportState logs that what this edge knows by itself cannot be kept, or can again.
+func (r *runtime) reportState(err error) {
+	where := zap.String(fieldStorage, r.dir)
+	if err == nil {
+		r.faults.well("state", "choices of devices can be kept again", where)
+		return
+	}
+	switch {
+	case errors.Is(err, state.ErrLost):
+		r.faults.fault("state file", "damaged", "choices of devices were lost; devices with old plugins are back in their default channel",
+			where, zap.Error(err))
+	case errors.Is(err, state.ErrFull):
+		r.faults.fault("state", "full", "no more choices of devices can be kept; those that are go on", where, zap.Error(err))
+	default:
+		r.faults.fault("state", "failing", "choices of devices cannot be kept; check space and permissions", where, zap.Error(err))
+	}
+}
+
+// The results of channel calls that never got as far as the manifest, besides those of resolver.ChannelResults.
+const (
+	channelRefused     = "refused"     // the request is malformed
+	channelLimited     = "limited"     // too many calls
+	channelUnknownApp  = "unknown_app" // the origin has no such app
+	channelUnavailable = "unavailable" // the origin fails
+)
+
+// channelCounters count calls of /channel_self by what they do and how they ended. The maps are filled once, then only read.
+type channelCounters [resolver.ChannelOps]map[string]*atomic.Uint64
+
+func newChannelCounters() (c channelCounters) {
+	for op, results := range resolver.ChannelResults() {
+		c[op] = map[string]*atomic.Uint64{}
+		for _, result := range append(results, channelRefused, channelLimited, channelUnknownApp, channelUnavailable) {
+			c[op][result] = new(atomic.Uint64)
+		}
+	}
+	return c
+}
+
+func (c *channelCounters) count(op resolver.ChannelOp, result string) { c[op][result].Add(1) }
+
+// each calls f with every count.
+func (c *channelCounters) each(f func(call, result string, n uint64)) {
+	for op := range resolver.ChannelOps {
+		for result, n := range c[op] {
+			f(op.String(), result, n.Load())
+		}
+	}
+}
+
+// refuseChannelCall answers a device that calls too often (protocol 5.1).
+func refuseChannelCall(w http.ResponseWriter, s *scratch, call *resolver.ChannelCall, reset, now time.Time) {
+	const unit = time.Second
+	seconds := int64((reset.Sub(now) + unit - 1) / unit)
+	header := w.Header()
+	header.Set("Retry-After", strconv.FormatInt(seconds, 10))
+	header.Set("X-RateLimit-Reset", strconv.FormatInt(now.Unix()+seconds, 10))
+	s.answer = resolver.AppendChannelLimit(s.answer[:0], call, reset.UnixMilli(), seconds)
+	writeJSON(w, http.StatusTooManyRequests, s.answer)
+}

@@ -1,0 +1,387 @@
+package caddymodule_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
+)
+
+// statsEvent is an event of the demo app, with changes: names and values by turns, nil takes a member away.
+func statsEvent(changes ...any) string {
+	return check(append([]any{"action", "set", "old_version_name", ""}, changes...)...)
+}
+
+// unknownActions are cases of the official list of actions, which this edge does not hold events to (protocol 4.4).
+var unknownActions = []string{
+	"stats.single-unknown-action", "stats.single-action-newer-than-enum", "stats.batch-one-unknown-action",
+}
+
+// TestStatsVectors runs the conformance table of /stats through the real handler over HTTP, and sees that the collector gets
+// those events that were answered with ok, byte for byte, and no others.
+func TestStatsVectors(t *testing.T) {
+	raw, err := os.ReadFile(filepath.Join("..", "resolver", "testdata", "vectors", "stats.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct{ Cases []eventCase }
+	if err := json.Unmarshal(raw, &file); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	var site strings.Builder
+	collectors := make([]*collector, len(file.Cases))
+	for i, c := range file.Cases {
+		origin := filepath.Join(dir, fmt.Sprint(i))
+		edgetest.WriteFile(t, origin, "manifests/"+appID+".json", c.Manifest)
+		collectors[i] = newCollector(t)
+		fmt.Fprintf(&site, "handle_path /case%d/* {\n capgo_edge {\n origin file %s\n stats %s\n }\n }\n", i, origin, collectors[i].URL)
+	}
+	client := edgetest.Start(t, edgetest.Config{Site: site.String()}).Client(t)
+
+	ran, accepted := 0, 0
+	for i, c := range file.Cases {
+		switch {
+		case c.Feature == "cloud":
+			t.Logf("left out: %s (billing and throttles are known to an upstream only)", c.Name)
+			continue
+		case slices.Contains(unknownActions, c.Name):
+			t.Logf("answered otherwise: %s (this edge takes any action)", c.Name)
+			c.Expect.Status, c.Expect.Body = 200, map[string]any{"status": "ok"}
+			c.Expect.Absent = []string{"error", "kind"}
+		default:
+			ran++
+		}
+		t.Run(c.Name, func(t *testing.T) {
+			for _, path := range []string{"/stats", "/plugin/stats"} {
+				runEventVector(t, client, fmt.Sprintf("/case%d%s", i, path), &c)
+			}
+			want := append(c.accepted(), c.accepted()...) // once for each path
+			accepted += len(want)
+			edgetest.Eventually(t, "the accepted events arrive", func() bool { return len(collectors[i].events()) >= len(want) })
+			got := []string{}
+			for _, e := range collectors[i].events() {
+				got = append(got, e.raw)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("what the collector got (-want +got):\n%s", diff)
+			}
+		})
+	}
+	t.Logf("%d of %d cases ran as they are, %d with any action; %d events arrived", ran, len(file.Cases), len(unknownActions), accepted)
+	if ran != len(file.Cases)-3-len(unknownActions) {
+		t.Errorf("only %d cases ran", ran)
+	}
+}
+
+// eventCase is one case of the table for /stats.
+type eventCase struct {
+	vectorCase
+	Method string
+}
+
+// accepted are the events of the case that are to be kept, as they stand in the request.
+func (c *eventCase) accepted() []string {
+	accepted := []string{}
+	if strings.Contains(c.Name, "legacy-download-fail") {
+		return accepted // the official server says ok and keeps nothing of it
+	}
+	var batch []json.RawMessage
+	if json.Unmarshal(c.Request, &batch) != nil {
+		if c.Expect.Body["status"] == "ok" && len(c.Request) > 0 {
+			accepted = append(accepted, string(c.Request))
+		}
+		return accepted
+	}
+	results, _ := c.Expect.Body["results"].([]any)
+	for i, item := range batch {
+		ok := len(results) == 0 && c.Expect.Body["status"] == "ok"
+		if i < len(results) {
+			ok = results[i].(map[string]any)["status"] == "ok"
+		}
+		if ok {
+			accepted = append(accepted, string(item))
+		}
+	}
+	return accepted
+}
+
+func runEventVector(t *testing.T, client *edgetest.Client, path string, c *eventCase) {
+	t.Helper()
+	method, body := c.Method, string(c.Request)
+	if method == "" {
+		method = http.MethodPost
+	}
+	if c.RawBody != nil {
+		body = *c.RawBody
+	}
+	r := client.Do(method, path, body, "Content-Type", "application/json")
+	got := r.JSON(t)
+	if c.Feature == "quirk" && c.Expect.Status == 500 { // the official server breaks here
+		if r.Status/100 != 4 || r.Status == 429 || got["error"] == "" || got["message"] == "" {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+		return
+	}
+	if r.Status != c.Expect.Status {
+		t.Errorf("status %d, want %d: %s", r.Status, c.Expect.Status, r.Body)
+	}
+	for name, want := range c.Expect.Body {
+		if diff := cmp.Diff(want, subset(got[name], want)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	for _, name := range c.Expect.Absent {
+		if value, ok := got[name]; ok {
+			t.Errorf("%s must be absent, is %v", name, value)
+		}
+	}
+	for _, name := range c.Expect.Nonempty {
+		if text, _ := got[name].(string); text == "" {
+			t.Errorf("%s must be a text", name)
+		}
+	}
+}
+
+// TestStatsAcrossRestart: what was acknowledged while the collector was down arrives after a restart, once, in the order of
+// each device, and byte for byte.
+func TestStatsAcrossRestart(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	c.setDown(true)
+	config := edgetest.Config{Site: s.handler("stats " + c.URL + " {\n header X-Key secret\n checks off\n }")}
+	c.want = http.Header{"X-Key": {"secret"}}
+	e := edgetest.New(t)
+	load(t, e, config)
+	var want []string
+	for i := range 20 {
+		// Unknown members, odd numbers and spaces are kept as they came.
+		raw := strings.TrimSuffix(statsEvent("version_name", "1.0.1", "action", fmt.Sprint("step_", i)), "}") + `, "new": [1E+2, "\u00e9"] }`
+		if r := e.Client(t).Post("/stats", raw); r.Status != 200 || string(r.Body) != `{"status":"ok"}` {
+			t.Fatalf("status %d, %s", r.Status, r.Body)
+		}
+		want = append(want, raw)
+	}
+	e.Stop()
+	c.setDown(false)
+	load(t, e, config)
+	edgetest.Eventually(t, "all events arrive", func() bool { return len(c.events()) >= len(want) })
+	var got []string
+	for _, d := range c.events() {
+		got = append(got, d.raw)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestStatsOff: without a collector, or with "stats off", phones get the same answers.
+func TestStatsOff(t *testing.T) {
+	s := newSite(t)
+	s.publish("1.0.1", 100)
+	e := edgetest.New(t)
+	for _, options := range [][]string{nil, {"stats off"}} {
+		load(t, e, edgetest.Config{Site: s.handler(options...)})
+		e.Protocols(t, func(t *testing.T, c *edgetest.Client) {
+			r := c.Post("/stats", "["+statsEvent("version_name", "1.0.1")+","+statsEvent("version_name", "9.9.9")+"]")
+			if r.Status != 200 || !strings.HasPrefix(string(r.Body), `{"status":"ok","results":[{"status":"ok","index":0},{"status":"error","error":"version_not_found"`) {
+				t.Errorf("status %d, %s", r.Status, r.Body)
+			}
+		})
+	}
+	if _, err := os.Stat(filepath.Join(e.Storage, "spool")); !os.IsNotExist(err) {
+		t.Errorf("a spool was made for nobody: %v", err)
+	}
+}
+
+// TestStatsPrivacy: each collector gets what its own block says.
+func TestStatsPrivacy(t *testing.T) {
+	s := newSite(t)
+	s.publish("1.0.1", 100)
+	all, dropped, hashed, other := newCollector(t), newCollector(t), newCollector(t), newCollector(t)
+	client := edgetest.Start(t, edgetest.Config{Site: s.handler(
+		"stats "+all.URL+" {\n checks on\n }",
+		"stats "+dropped.URL+" {\n custom_id drop\n drop ping set_next\n sample never 0\n sample always 1\n }",
+		"stats "+hashed.URL+" {\n custom_id hash\n checks off\n }",
+		"stats "+other.URL+" {\n apps org.*\n }",
+	)}).Client(t)
+	for _, action := range []string{"ping", "set", "never", "always"} {
+		if r := client.Post("/stats", statsEvent("version_name", "1.0.1", "action", action, "custom_id", "jane@example.com")); r.Status != 200 {
+			t.Fatalf("status %d, %s", r.Status, r.Body)
+		}
+	}
+	if r := client.Post("/updates", check("version_name", "1.0.1", "custom_id", "jane@example.com")); r.Status != 200 {
+		t.Fatalf("status %d, %s", r.Status, r.Body)
+	}
+	for name, test := range map[string]struct {
+		c    *collector
+		want []string
+		id   any
+	}{
+		"all":     {all, []string{"ping", "set", "never", "always", "noNew"}, "jane@example.com"},
+		"dropped": {dropped, []string{"set", "always", "noNew"}, nil},
+		"hashed":  {hashed, []string{"ping", "set", "never", "always"}, hashedID},
+		"other":   {other, nil, nil},
+	} {
+		edgetest.Eventually(t, name+": all events arrive", func() bool { return len(test.c.events()) >= len(test.want) })
+		if diff := cmp.Diff(test.want, test.c.values("action")); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		for _, e := range test.c.events() {
+			if e.fields["custom_id"] != test.id {
+				t.Errorf("%s: custom_id is %v", name, e.fields["custom_id"])
+			}
+		}
+	}
+}
+
+// hashedID is half of: printf 'com.demo.app\\0jane@example.com' | sha256sum
+const hashedID = "96243145d3f775a5e4eab1bcb2e9ef55"
+
+// TestChecksReported: the collector learns of each decision, in the words of the official server.
+func TestChecksReported(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	client := edgetest.Start(t, edgetest.Config{Site: s.handler("stats " + c.URL)}).Client(t)
+	for _, body := range []string{
+		check("version_name", "1.0.0"), check("version_name", "1.0.1"), check("defaultChannel", "none", "custom_id", nil, "version_os", nil),
+	} {
+		if r := client.Post("/updates", body); r.Status != 200 {
+			t.Fatalf("status %d, %s", r.Status, r.Body)
+		}
+	}
+	edgetest.Eventually(t, "three reports arrive", func() bool { return len(c.events()) >= 3 })
+	if diff := cmp.Diff([]string{"get", "noNew", "NoChannelOrOverride"}, c.values("action")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// What this edge reports, it would take itself.
+	for _, e := range c.events() {
+		e.fields["version_name"] = "1.0.1"
+		raw, err := json.Marshal(e.fields)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r := client.Post("/stats", string(raw)); string(r.Body) != `{"status":"ok"}` {
+			t.Errorf("%s of %s", r.Body, raw)
+		}
+	}
+}
+
+// TestStatsReload: events across reloads with the same collector, changed settings and a rejected configuration arrive, each
+// once.
+func TestStatsReload(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	config := func(i int) edgetest.Config {
+		return edgetest.Config{Site: s.handler(fmt.Sprintf("stats %s {\n header X-Generation %d\n checks off\n max_spool %dMiB\n }", c.URL, i, 8+i))}
+	}
+	e := edgetest.New(t)
+	load(t, e, config(0))
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	acknowledged := map[string]int{}
+	for writer := range 4 {
+		wg.Go(func() {
+			client := e.Client(t)
+			client.Redials, client.Redialed = 0, nil
+			for i := 0; open(stop); i++ {
+				id := fmt.Sprintf("w%d_%d", writer, i)
+				if r := client.Try(http.MethodPost, "/stats", statsEvent("version_name", "1.0.1", "action", id)); r.Status == 200 {
+					mu.Lock()
+					acknowledged[id] = 0
+					mu.Unlock()
+				} else if r.Status != 0 {
+					t.Errorf("status %d, %s", r.Status, r.Body)
+				}
+			}
+		})
+	}
+	for i := range 20 {
+		load(t, e, config(i+1))
+		if err := e.Load(edgetest.Config{Site: s.handler("stats " + c.URL), Global: "servers {\n listener_wrappers {\n nonsense\n }\n }"}); err == nil {
+			t.Fatal("nonsense was taken")
+		}
+	}
+	close(stop)
+	wg.Wait()
+	edgetest.Eventually(t, "all events arrive", func() bool { return len(c.events()) >= len(acknowledged) })
+	for _, action := range c.values("action") {
+		if _, known := acknowledged[action]; known { // an answer that a reload cut off was no acknowledgement
+			acknowledged[action]++
+		}
+	}
+	for id, n := range acknowledged {
+		if n != 1 {
+			t.Errorf("%s arrived %d times", id, n)
+		}
+	}
+	t.Logf("%d events across 20 reloads and 20 rejected ones, %d batches", len(acknowledged), len(slices.Collect(maps.Keys(c.keys))))
+}
+
+// TestStatsUnavailable: a spool that cannot be kept is a 503 that phones read, never a 429, and update checks go on.
+func TestStatsUnavailable(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	e := edgetest.New(t)
+	// A file where the folder belongs: nothing can be kept, whoever runs this.
+	edgetest.WriteFile(t, e.Storage, "spool", []byte("in the way"))
+	load(t, e, edgetest.Config{Site: s.handler("stats " + c.URL)})
+	e.Protocols(t, func(t *testing.T, client *edgetest.Client) {
+		r := client.Post("/stats", statsEvent("version_name", "1.0.1"))
+		if r.Status != 503 || r.JSON(t)["error"] != "service_unavailable" || r.Header.Get("Retry-After") != "" {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+		if r := client.Post("/updates", check("version_name", "1.0.0")); r.Status != 200 {
+			t.Errorf("a check: status %d, %s", r.Status, r.Body)
+		}
+	})
+	if err := os.Remove(filepath.Join(e.Storage, "spool")); err != nil {
+		t.Fatal(err)
+	}
+	edgetest.Eventually(t, "events are kept again", func() bool {
+		return e.Client(t).Post("/stats", statsEvent("version_name", "1.0.1")).Status == 200
+	})
+	edgetest.Eventually(t, "and delivered", func() bool { return c.has(`"set"`) })
+}
+
+// TestStatsWithoutOrigin: while nobody can say whether an app exists, its events are kept, and delivered in the end.
+func TestStatsWithoutOrigin(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	client := edgetest.Start(t, edgetest.Config{Site: fmt.Sprintf(
+		"capgo_edge {\n origin http http://127.0.0.1:%s\n stats %s\n }", edgetest.FreePort(t), c.URL)}).Client(t)
+	for _, body := range []string{statsEvent(), "[" + statsEvent() + "]"} {
+		if r := client.Post("/stats", body); r.Status != 200 || !strings.HasPrefix(string(r.Body), `{"status":"ok"`) {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+	}
+	edgetest.Eventually(t, "the events arrive", func() bool { return len(c.events()) == 2 })
+}
+
+// TestStatsForeignApp: an app this site does not serve reaches neither origin nor spool.
+func TestStatsForeignApp(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	client := edgetest.Start(t, edgetest.Config{Site: s.handler("apps org.example.*", "stats "+c.URL)}).Client(t)
+	if r := client.Post("/stats", statsEvent()); r.Status != 429 || r.JSON(t)["error"] != "on_premise_app" || r.Header.Get("Retry-After") != "" {
+		t.Errorf("status %d, %s", r.Status, r.Body)
+	}
+	r := client.Post("/stats", "["+statsEvent()+"]")
+	if r.Status != 200 || !strings.Contains(string(r.Body), `"error":"on_premise_app"`) {
+		t.Errorf("status %d, %s", r.Status, r.Body)
+	}
+	if got := c.events(); len(got) > 0 {
+		t.Errorf("the collector got %v", got)
+	}
+}
