@@ -10,7 +10,7 @@ import (
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
-// budget is memory that all requests share. It is nil where none is kept account of.
+// budget is what all requests together may take of something: bytes of memory, or places.
 type budget struct {
 	free atomic.Int64
 }
@@ -19,21 +19,21 @@ type budget struct {
 // and no more when somebody sends batches of 16 MiB for the sake of it.
 const maxLargeBodies = 128 << 20
 
-func newBudget(bytes int64) *budget {
+func newBudget(n int64) *budget {
 	b := new(budget)
-	b.free.Store(bytes)
+	b.free.Store(n)
 	return b
 }
 
-func (b *budget) take(bytes int64) bool {
-	if b.free.Add(-bytes) >= 0 {
+func (b *budget) take(n int64) bool {
+	if b.free.Add(-n) >= 0 {
 		return true
 	}
-	b.free.Add(bytes)
+	b.free.Add(n)
 	return false
 }
 
-func (b *budget) give(bytes int64) { b.free.Add(bytes) }
+func (b *budget) give(n int64) { b.free.Add(n) }
 
 // readLarge reads a body of at most limit bytes into s. Memory is taken as bytes arrive, not as they are announced. If it
 // reports false, the request was answered.
@@ -59,7 +59,7 @@ func readBodyWithin(w http.ResponseWriter, r *http.Request, buf []byte, limit in
 	buf = buf[:0]
 	if r.ContentLength > limit {
 		// A client that is still sending may miss an answer behind which the connection breaks.
-		_, _ = io.CopyN(io.Discard, r.Body, min(limit+limit/8, maxDiscard))
+		_, _ = io.CopyN(io.Discard, r.Body, limit+limit/8)
 		refuseTooLarge(w, limit)
 		return buf, false
 	}
@@ -93,9 +93,6 @@ func readBodyWithin(w http.ResponseWriter, r *http.Request, buf []byte, limit in
 		return buf, false
 	}
 }
-
-// maxDiscard is how much of a body that is too large is read for nothing.
-const maxDiscard = 1 << 20
 
 // grow doubles the room of buf, if take allows it.
 func grow(buf []byte, take func(bytes int64) bool) ([]byte, bool) {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"path"
 	"sync"
@@ -65,9 +66,7 @@ func newDestination(config Stats, address string, minFree int64) (*destination, 
 	}
 	d := &destination{config: config, tuning: tuning{collector, config.MaxSpool, minFree}}
 	d.shares = map[string]float64{}
-	for action, share := range config.Sample {
-		d.shares[action] = share
-	}
+	maps.Copy(d.shares, config.Sample)
 	for _, action := range config.Drop {
 		d.shares[action] = 0
 	}
@@ -127,7 +126,7 @@ func (d *destination) keep(ctx context.Context, events []event) error {
 	if len(records) == 0 {
 		return nil
 	}
-	spool, err := d.outlet.opened(d.tuning)
+	spool, err := d.outlet.opened(d.tuning) //nolint:contextcheck // what it opens outlives the request
 	if err != nil {
 		return err
 	}
@@ -165,7 +164,7 @@ func (d *destination) samples(action string) bool {
 	return !limited || chance(share)
 }
 
-func chance(share float64) bool { return share >= 1 || rand.Float64() < share } //nolint:gosec // a sample is no secret
+func chance(share float64) bool { return share >= 1 || rand.Float64() < share }
 
 // conceal does with an event's custom_id what the configuration says.
 func (d *destination) conceal(appID string, event []byte) []byte {

@@ -7,6 +7,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/stats"
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
@@ -96,6 +97,11 @@ func (h *Handler) releaseOf(r *http.Request, appID string) (*release, error) {
 }
 
 func (h *Handler) refuseEvents(w http.ResponseWriter, n int, err error) {
+	if errors.Is(err, stats.ErrTooLarge) { // it would be sent again for ever
+		h.runtime.counters.event(eventRefused, n)
+		refuse(w, http.StatusRequestEntityTooLarge, codeTooLarge, "One event is larger than this edge keeps")
+		return
+	}
 	h.runtime.counters.event(eventUnavailable, n)
 	if c := h.log.Check(zap.DebugLevel, "statistics refused"); c != nil {
 		c.Write(zap.Int("events", n), zap.Error(err))

@@ -44,7 +44,7 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 		c.Write(zap.String(fieldAppID, s.check.AppID), zap.String("device_id", s.check.DeviceID),
 			zap.String("rule", d.Rule), zap.String("channel", d.Channel))
 	}
-	h.statistics.sawCheck(&s.check, s.body, d.Event)
+	h.statistics.sawCheck(&s.check, s.body, d.Event) //nolint:contextcheck // what it may open outlives the request
 	if h.address != nil && d.Outcome == resolver.Offer {
 		d.Bundle = h.address.bundle(manifest, d.Bundle, time.Now())
 	}
