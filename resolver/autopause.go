@@ -168,6 +168,10 @@ func (d *document) guard(i int, row *channelRow) *Guard {
 		d.warn(fmt.Sprintf("$.channels[%d].auto_pause_action", i),
 			fmt.Sprintf("is %q, which this edge does not know; the release guard of the channel is off", g.action))
 		return nil
+	case g.policy.WindowMinutes == 0:
+		d.warn(fmt.Sprintf("$.channels[%d].auto_pause_window_minutes", i),
+			"is 0, so that no attempt counts; the release guard of the channel guards nothing")
+		return nil
 	case row.rollout.target == nil:
 		return nil
 	}

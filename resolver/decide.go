@@ -44,6 +44,9 @@ var (
 	firstWithBuiltin = version{major: 6, minor: 2}
 )
 
+// eventGet is the action for an offer.
+const eventGet = "get"
+
 // Decide answers the check: it walks the rules and takes the first that fires. c must outlive the decision.
 func (m *Manifest) Decide(c *Check) Decision {
 	s := subject{m: m, c: c}
@@ -100,7 +103,7 @@ func (s subject) decision(r *rule) Decision {
 
 func (s subject) offer() Decision {
 	return Decision{
-		Outcome: Offer, Rule: ruleOffer, Event: "get", Channel: s.ch.name, Bundle: s.b, Guard: s.guard(), check: s.c,
+		Outcome: Offer, Rule: ruleOffer, Event: eventGet, Channel: s.ch.name, Bundle: s.b, Guard: s.guard(), check: s.c,
 		withFiles: !s.b.files.empty() && filesGate.passes(s.c.plugin),
 		withMeta:  s.b.meta != "" && s.m.exposeMetadata && metaGate.passes(s.c.plugin),
 	}

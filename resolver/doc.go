@@ -13,6 +13,9 @@
 // Events go a shorter one: EventParser.Parse tells what is wrong with each whatever the app, Manifest.JudgeEvent what the
 // app has against it, and AppendEventAnswer or AppendBatchAnswer writes the answer. They are passed on as they came.
 //
+// An app without a manifest is answered by what another server answered before: AppendAnswerKey tells which checks get the
+// same answer, ParseAnswer what an answer comes to, and Answer.Compile makes it one for all of them.
+//
 // What was compiled never changes. Manifest.Hold makes another manifest of it, which goes on offering what was offered
 // before, and Manifest.Pause one whose rollouts have stopped; Bundle.Readdress makes another bundle, whose answer has other
 // addresses.
