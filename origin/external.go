@@ -49,6 +49,8 @@ type ExternalOptions struct {
 	// it at any depth, not itself) and IP addresses ("10.0.0.5", "[fd00::1]"). Each may have a port behind it; without,
 	// it has the scheme's. Each is asked by https unless "http://" stands before it.
 	Hosts []string
+	// Setting is what the operator lists the hosts in, for errors. Default: "external proxy".
+	Setting string
 	// StallTimeout ends a request whose body brings nothing for so long. Default: 30 s.
 	StallTimeout time.Duration
 	// WrapTransport, if set, wraps the transport, for tracing. It sees addresses with their queries, which may hold
@@ -61,6 +63,9 @@ func NewExternal(o ExternalOptions) (*External, error) {
 	hosts, err := parseHostList(o.Hosts)
 	if err != nil {
 		return nil, err
+	}
+	if o.Setting != "" {
+		hosts.setting = o.Setting
 	}
 	e := &External{hosts: hosts, dial: *newDialer(), stall: o.StallTimeout}
 	if e.stall <= 0 {
@@ -181,7 +186,7 @@ func (e *External) judge(u *url.URL) (*url.URL, error) {
 		return nil, err
 	}
 	if !e.hosts.lists(at) {
-		return nil, fmt.Errorf("%s is not allowed; add %s to external proxy if it is meant", at.origin(), at)
+		return nil, fmt.Errorf("%s is not allowed; add %s to %s if it is meant", at.origin(), at, e.hosts.setting)
 	}
 	public := *u
 	public.Host = at.authority()
@@ -214,10 +219,10 @@ func (l hostList) judgeConnection(target, address string) error {
 	case need <= l.granted(host, port):
 		return nil
 	case need == grantName:
-		return fmt.Errorf("%s resolves to %s, %s; list that host by name in external proxy if it is meant", host, to.Addr(), what)
+		return fmt.Errorf("%s resolves to %s, %s; list that host by name in %s if it is meant", host, to.Addr(), what, l.setting)
 	case need == grantLiteral:
-		return fmt.Errorf("%s resolves to %s, %s; only that very address, listed in external proxy, would allow for it",
-			host, to.Addr(), what)
+		return fmt.Errorf("%s resolves to %s, %s; only that very address, listed in %s, would allow for it",
+			host, to.Addr(), what, l.setting)
 	default:
 		return fmt.Errorf("%s resolves to %s, %s; nothing is fetched from there", host, to.Addr(), what)
 	}
@@ -291,6 +296,7 @@ func (p endpoint) String() string {
 
 // hostList is what an operator allows to fetch from.
 type hostList struct {
+	setting  string // that it is written in
 	exact    map[endpoint]bool
 	wildcard map[endpoint]bool // by the name below which all are allowed
 }
@@ -325,7 +331,7 @@ func (l hostList) granted(host, port string) grant {
 }
 
 func parseHostList(hosts []string) (hostList, error) {
-	l := hostList{exact: map[endpoint]bool{}, wildcard: map[endpoint]bool{}}
+	l := hostList{setting: "external proxy", exact: map[endpoint]bool{}, wildcard: map[endpoint]bool{}}
 	if len(hosts) == 0 {
 		return l, errors.New("no hosts; list those that objects may be fetched from")
 	}

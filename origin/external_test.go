@@ -629,6 +629,15 @@ func TestExternalTrust(t *testing.T) {
 	}
 }
 
+// TestExternalSetting: errors tell the operator where to list a host.
+func TestExternalSetting(t *testing.T) {
+	e := newExternal(t, nil, origin.ExternalOptions{Hosts: []string{"cdn.example.com"}, Setting: "allow_host"})
+	_, _, err := storetest.Read(t, e, "https://other.example.com/a", origin.GetOptions{})
+	if err == nil || !strings.Contains(err.Error(), "add other.example.com to allow_host if it is meant") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestExternalConnections(t *testing.T) {
 	server := newExternalServer(t, (*httptest.Server).StartTLS, objects{content: map[string][]byte{"a": bytes.Repeat([]byte("x"), 100_000)}})
 	e := newExternal(t, nil, origin.ExternalOptions{Hosts: []string{"127.0.0.1:" + server.port()}})

@@ -1,0 +1,272 @@
+package learned
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// row is a row on its way to disk, with its value sealed.
+type row struct {
+	key   rowKey
+	value []byte
+}
+
+// write is a change that somebody waits for.
+type write struct {
+	rows []row
+	drop rowKey // answers whose keys begin with it go; empty: none
+	err  error
+	done chan struct{}
+}
+
+// maxBatch bounds the changes of one commit, and with them how long the first of them waits for the others.
+const maxBatch = 256
+
+// commitNow returns when the change is on disk.
+func (s *Store) commitNow(ctx context.Context, w *write) error {
+	w.done = make(chan struct{})
+	select {
+	case s.writes <- w:
+	case <-s.closing:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// later leaves a row to be written behind. Reads have it at once.
+func (s *Store) later(k rowKey, sealed []byte) {
+	s.mu.Lock()
+	total := s.bytes + len(k) + len(sealed)
+	if old, ok := s.behind[k]; ok {
+		total -= len(k) + len(old)
+	}
+	fits := total <= int(min(maxWaiting, s.most/16))
+	if fits {
+		s.behind[k], s.bytes = sealed, total
+	}
+	s.mu.Unlock()
+	if !fits {
+		s.dropped.Add(1)
+		return
+	}
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// write commits changes until the store is closed. All that wait when a commit ends go into the next one, so that many
+// share one sync of the disk; what is to be written behind goes along, or by itself after a while.
+func (s *Store) write() {
+	defer close(s.closed)
+	var flush <-chan time.Time
+	var batch []*write
+	for {
+		batch = batch[:0]
+		select {
+		case w := <-s.writes:
+			batch = append(batch, w)
+		case <-s.wake:
+			if flush == nil {
+				flush = time.After(flushEvery)
+			}
+			continue
+		case <-flush:
+			flush = nil
+		case <-s.closing:
+			s.commit(nil)
+			return
+		}
+		for more := true; more && len(batch) < maxBatch; {
+			select {
+			case w := <-s.writes:
+				batch = append(batch, w)
+			default:
+				more = false
+			}
+		}
+		s.commit(batch)
+		clear(batch)
+	}
+}
+
+// commit writes what waits, then the changes of a batch, then tells those who wait for them.
+func (s *Store) commit(batch []*write) {
+	s.mu.Lock()
+	s.going, s.behind, s.bytes = s.behind, map[rowKey][]byte{}, 0
+	s.mu.Unlock()
+	idle := len(s.going) == 0 && !changes(batch)
+	var err error
+	if !idle {
+		err = s.store(batch)
+	}
+	s.mu.Lock()
+	if err == nil {
+		s.noteLocked(batch)
+	} else {
+		s.dropped.Add(uint64(len(s.going)))
+	}
+	s.going = nil
+	s.mu.Unlock()
+	for _, w := range batch {
+		w.err = err
+		close(w.done)
+	}
+	if idle {
+		return
+	}
+	if err == nil {
+		err = s.sweep()
+	}
+	s.judge(err)
+}
+
+// store is the transaction of a commit.
+func (s *Store) store(batch []*write) error {
+	s.commits.Add(1)
+	err := s.file.Update(func(tx *bbolt.Tx) error {
+		l := openLedger(tx)
+		for k, value := range s.going { // only the writer changes it
+			if err := l.putBehind(k, value); err != nil {
+				return err
+			}
+		}
+		for _, w := range batch {
+			for _, r := range w.rows {
+				if err := l.put(r.key, r.value); err != nil {
+					return err
+				}
+			}
+			if w.drop != "" {
+				if err := l.drop(w.drop); err != nil {
+					return err
+				}
+			}
+		}
+		return l.close()
+	})
+	if err != nil {
+		return fmt.Errorf("learned: writing: %w", err)
+	}
+	return nil
+}
+
+func changes(batch []*write) bool {
+	for _, w := range batch {
+		if len(w.rows) > 0 || w.drop != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// noteLocked remembers the objects of a batch that was written, in its order, and forgets those written behind, which have changed.
+func (s *Store) noteLocked(batch []*write) {
+	s.recent.commits++
+	for k := range s.going {
+		s.recent.forget(k)
+	}
+	for _, w := range batch {
+		for _, r := range w.rows {
+			s.recent.note(r.key, r.value[:len(r.value)-sealSize])
+			if old, ok := s.behind[r.key]; ok && !sameObject(old, r.value) { // it came while this was being written
+				s.bytes -= len(r.key) + len(old)
+				delete(s.behind, r.key)
+			}
+		}
+	}
+}
+
+// judge counts failures, and reports when writes begin to fail or work again.
+func (s *Store) judge(err error) {
+	switch {
+	case err != nil:
+		s.failures.Add(1)
+		if !s.failing {
+			s.report(err)
+		}
+	case s.failing:
+		s.report(nil)
+	}
+	s.failing = err != nil
+}
+
+// ledger writes rows in a transaction, and counts them in the buckets' sequences.
+type ledger struct {
+	buckets [tables]*bbolt.Bucket
+	rows    [tables]uint64
+}
+
+func openLedger(tx *bbolt.Tx) *ledger {
+	l := &ledger{}
+	for t, name := range buckets {
+		l.buckets[t] = tx.Bucket(name)
+		l.rows[t] = l.buckets[t].Sequence()
+	}
+	return l
+}
+
+func (l *ledger) put(k rowKey, value []byte) error {
+	b, key := l.buckets[k.table()], k.inTable()
+	if b.Get(key) == nil {
+		l.rows[k.table()]++
+	}
+	return b.Put(key, value)
+}
+
+// putBehind puts a row that nobody waited for. It never changes what an object's key stands for: if that is something else
+// now, somebody waited for it.
+func (l *ledger) putBehind(k rowKey, value []byte) error {
+	if k.table() == objects {
+		if there := l.buckets[objects].Get(k.inTable()); there != nil && !sameObject(there, value) {
+			return nil
+		}
+	}
+	return l.put(k, value)
+}
+
+func (l *ledger) delete(k rowKey) error {
+	b, key := l.buckets[k.table()], k.inTable()
+	if b.Get(key) == nil {
+		return nil
+	}
+	l.rows[k.table()]--
+	return b.Delete(key)
+}
+
+// drop deletes the rows whose keys begin with a prefix. They are found first: a cursor loses its place when rows go.
+func (l *ledger) drop(prefix rowKey) error {
+	var keys []rowKey
+	cursor := l.buckets[prefix.table()].Cursor()
+	for k, _ := cursor.Seek(prefix.inTable()); bytes.HasPrefix(k, prefix.inTable()); k, _ = cursor.Next() {
+		keys = append(keys, rowKey(append([]byte{byte(prefix.table())}, k...)))
+	}
+	for _, k := range keys {
+		if err := l.delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *ledger) close() error {
+	for t, b := range l.buckets {
+		if b.Sequence() != l.rows[t] {
+			if err := b.SetSequence(l.rows[t]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

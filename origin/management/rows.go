@@ -1,0 +1,114 @@
+package management
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+)
+
+// maxPages ends a list that does not.
+const maxPages = 100_000
+
+// App reads the app's own row.
+func (c *Client) App(ctx context.Context, appID string) (json.RawMessage, error) {
+	return c.get(ctx, "/app/"+url.PathEscape(appID), nil)
+}
+
+// Channels yields the app's channels, oldest first. An error is the last that is yielded, here and below.
+func (c *Client) Channels(ctx context.Context, appID string) iter.Seq2[json.RawMessage, error] {
+	return c.pages(ctx, "/channel", appID)
+}
+
+// Bundles yields the app's versions, newest first, without deleted ones.
+func (c *Client) Bundles(ctx context.Context, appID string) iter.Seq2[json.RawMessage, error] {
+	return c.pages(ctx, "/bundle", appID)
+}
+
+// pages yields the rows of numbered pages. The last one may be followed by an empty one, or by an error: /bundle has none
+// that is empty.
+func (c *Client) pages(ctx context.Context, path, appID string) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		var previous json.RawMessage
+		for n := range maxPages {
+			raw, err := c.get(ctx, path, url.Values{"app_id": {appID}, "page": {strconv.Itoa(n)}})
+			if isEmptyPage(err) {
+				return
+			}
+			var rows []json.RawMessage
+			if err == nil && json.Unmarshal(raw, &rows) != nil {
+				err = fmt.Errorf("%s is not a list of rows; check the address of the upstream", path)
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if len(rows) == 0 || bytes.Equal(raw, previous) { // a server without pages gives the same one for ever
+				return
+			}
+			previous = raw
+			for _, row := range rows {
+				if !yield(row, nil) {
+					return
+				}
+			}
+		}
+		yield(nil, fmt.Errorf("%s has no end", path))
+	}
+}
+
+// isEmptyPage reports the error that stands for an empty page of bundles (protocol 6.1).
+func isEmptyPage(err error) bool {
+	failed, ok := errors.AsType[*StatusError](err)
+	return ok && failed.Status == http.StatusBadRequest && failed.Code == "cannot_get_bundle"
+}
+
+// Devices yields the app's devices. There may be millions, at fifty a page.
+func (c *Client) Devices(ctx context.Context, appID string) iter.Seq2[json.RawMessage, error] {
+	return func(yield func(json.RawMessage, error) bool) {
+		query := url.Values{"app_id": {appID}}
+		for {
+			raw, err := c.get(ctx, "/device", query)
+			var page struct {
+				Data       []json.RawMessage `json:"data"`
+				NextCursor json.RawMessage   `json:"nextCursor"`
+				HasMore    bool              `json:"hasMore"`
+			}
+			if err == nil && json.Unmarshal(raw, &page) != nil {
+				err = errors.New("/device is not a page of rows; check the address of the upstream")
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, row := range page.Data {
+				if !yield(row, nil) {
+					return
+				}
+			}
+			cursor := cursorOf(page.NextCursor)
+			switch {
+			case !page.HasMore:
+				return
+			case cursor == "" || cursor == query.Get("cursor"):
+				yield(nil, errors.New("/device says that there are more devices, and not where"))
+				return
+			}
+			query.Set("cursor", cursor)
+		}
+	}
+}
+
+// cursorOf is a cursor as it is sent back: a text without its quotes, or a number.
+func cursorOf(raw json.RawMessage) string {
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		return text
+	}
+	return string(raw)
+}

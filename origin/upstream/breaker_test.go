@@ -1,0 +1,306 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// flaky is a server that can be made to fail, and counts what it is asked.
+type flaky struct {
+	down  atomic.Bool
+	delay time.Duration
+	asked atomic.Int64
+}
+
+func (f *flaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.asked.Add(1)
+	down := f.down.Load() // as it was when it was asked
+	time.Sleep(f.delay)
+	if down {
+		says(503, "")(w, r)
+		return
+	}
+	says(200, upToDate)(w, r)
+}
+
+func wantState(t *testing.T, g *Group, want State) Health {
+	t.Helper()
+	h := g.Health()[0]
+	if h.State != want {
+		t.Errorf("%s, want %s: %+v", h.State, want, h)
+	}
+	return h
+}
+
+// TestBreaker follows one through an outage: it opens, is left alone for ever longer, and closes.
+func TestBreaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, r := &flaky{delay: 10 * time.Millisecond}, new(reports)
+		g := inProcessGroup(t, Options{Report: r.add}, f)
+		if _, err := check(t, g); err != nil {
+			t.Fatal(err)
+		}
+		f.down.Store(true)
+		for range tolerated - 1 {
+			if _, err := check(t, g); errors.Is(err, ErrOpen) || err == nil {
+				t.Fatal(err)
+			}
+		}
+		f.down.Store(false) // an answer between failures: they are not in a row
+		if _, err := check(t, g); err != nil {
+			t.Fatal(err)
+		}
+		f.down.Store(true)
+		for range tolerated {
+			wantState(t, g, Closed)
+			_, _ = check(t, g)
+		}
+		if h := wantState(t, g, Open); h.Error != "it answers status 503" || !h.Since.Equal(time.Now()) {
+			t.Errorf("%+v", h)
+		}
+		if got := r.take(); got != "http://a it answers status 503" {
+			t.Errorf("reported %q", got)
+		}
+		for pause := firstPause; pause < longPause*4; pause *= 2 { // the last ones are longPause
+			h := wantState(t, g, Open)
+			expect := min(pause, longPause)
+			if wait := time.Until(h.Next); wait < expect*8/10 || wait > expect*12/10 {
+				t.Errorf("waits %s, want about %s", wait, expect)
+			}
+			time.Sleep(time.Until(h.Next) - 1)
+			asked, began := f.asked.Load(), time.Now()
+			if _, err := check(t, g); !errors.Is(err, ErrOpen) || !strings.Contains(err.Error(), "status 503") {
+				t.Error(err)
+			}
+			if f.asked.Load() != asked || !time.Now().Equal(began) {
+				t.Error("it is asked while it is left alone")
+			}
+			time.Sleep(time.Nanosecond)
+			wantState(t, g, HalfOpen)
+			if got := together(t, g, 50); got != 0 || f.asked.Load() != asked+1 {
+				t.Errorf("%d answers, %d probes", got, f.asked.Load()-asked)
+			}
+		}
+		f.down.Store(false)
+		time.Sleep(longPause * 12 / 10)
+		asked := f.asked.Load()
+		if got := together(t, g, 50); got != 1 || f.asked.Load() != asked+1 {
+			t.Errorf("%d answers, %d probes", got, f.asked.Load()-asked)
+		}
+		if h := wantState(t, g, Closed); h.Error != "" || !h.Next.IsZero() || !h.Since.Equal(time.Now()) {
+			t.Errorf("%+v", h)
+		}
+		if got := r.take(); got != "http://a <nil>" {
+			t.Errorf("reported %q", got)
+		}
+		if got := together(t, g, 50); got != 50 {
+			t.Errorf("%d answers of 50", got)
+		}
+		f.down.Store(true) // the next outage begins with a short pause
+		together(t, g, tolerated)
+		if h := wantState(t, g, Open); time.Until(h.Next) > firstPause*12/10 {
+			t.Errorf("waits %s", time.Until(h.Next))
+		}
+	})
+}
+
+// together makes n checks at once, and returns how many were answered.
+func together(t *testing.T, g *Group, n int) int {
+	t.Helper()
+	var all sync.WaitGroup
+	var answered atomic.Int64
+	for range n {
+		all.Go(func() {
+			if _, err := check(t, g); err == nil {
+				answered.Add(1)
+			} else if !errors.Is(err, ErrOpen) && !strings.Contains(err.Error(), "status 503") {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	return int(answered.Load())
+}
+
+// TestProbeIsAbandoned: a probe whose client goes away leaves the next one to the next request, at once.
+func TestProbeIsAbandoned(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &flaky{}
+		f.down.Store(true)
+		g := inProcessGroup(t, Options{}, f)
+		together(t, g, tolerated)
+		f.down.Store(false)
+		time.Sleep(firstPause * 12 / 10)
+		f.delay = time.Second
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := g.Check(ctx, []byte(question), phone); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		wantState(t, g, HalfOpen)
+		if _, err := check(t, g); err != nil {
+			t.Error(err)
+		}
+		wantState(t, g, Closed)
+	})
+}
+
+// TestLateResults: what was asked before the breaker opened neither closes nor opens it.
+func TestLateResults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &flaky{delay: 2 * time.Second}
+		g := inProcessGroup(t, Options{}, f)
+		var all sync.WaitGroup
+		defer all.Wait()
+		all.Go(func() { _, _ = check(t, g) }) // a good one
+		time.Sleep(time.Millisecond)
+		f.down.Store(true)
+		for range tolerated {
+			all.Go(func() { _, _ = check(t, g) })
+		}
+		time.Sleep(time.Second)
+		for range tolerated { // bad ones that end later
+			all.Go(func() { _, _ = check(t, g) })
+		}
+		time.Sleep(time.Second + 1)
+		h := wantState(t, g, Open)
+		time.Sleep(time.Second)
+		if late := wantState(t, g, Open); !late.Next.Equal(h.Next) || late.Failures != 2*tolerated {
+			t.Errorf("%+v, then %+v", h, late)
+		}
+	})
+}
+
+// TestHungServers: three requests find out that a server hangs; a hung first one leaves time for the second.
+func TestHungServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := inProcessGroup(t, Options{}, http.HandlerFunc(hang), http.HandlerFunc(hang), says(200, upToDate))
+		for i := range tolerated + 1 {
+			began := time.Now()
+			a, err := check(t, g)
+			if err != nil || a.Upstream != "http://c" {
+				t.Errorf("%+v, %v", a, err)
+			}
+			want := 2 * time.Second
+			if i == tolerated {
+				want = 0
+			}
+			if took := time.Since(began); took != want {
+				t.Errorf("check %d took %s, want %s", i, took, want)
+			}
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		g := inProcessGroup(t, Options{}, http.HandlerFunc(hang))
+		began := time.Now()
+		if _, err := check(t, g); err == nil || time.Since(began) != Budget {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+	})
+}
+
+// TestPlaces: no more requests are under way than there are places, those who wait get one, or ErrBusy when their time is up.
+func TestPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var now, most atomic.Int64
+		g := inProcessGroup(t, Options{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			most.Store(max(most.Load(), now.Add(1)))
+			time.Sleep(time.Second)
+			now.Add(-1)
+			says(200, upToDate)(w, r)
+		}))
+		var all sync.WaitGroup
+		var answered, busy atomic.Int64
+		for range 4 * maxInFlight {
+			all.Go(func() {
+				switch _, err := check(t, g); {
+				case err == nil:
+					answered.Add(1)
+				case errors.Is(err, ErrBusy):
+					busy.Add(1)
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := g.Check(ctx, []byte(question), phone); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+		all.Wait()
+		if most.Load() != maxInFlight || answered.Load() != 2*maxInFlight || busy.Load() != 2*maxInFlight {
+			t.Errorf("%d at once; %d answered, %d busy", most.Load(), answered.Load(), busy.Load())
+		}
+		if h := wantState(t, g, Closed); h.InFlight != 0 || h.Failures != 0 {
+			t.Errorf("%+v", h)
+		}
+	})
+}
+
+// TestNoHerd: behind an outage of ten minutes everything is asked for at once. The server gets no more than twice of what
+// it had before, in any second; a check that nothing is known of is let through.
+func TestNoHerd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &flaky{}
+		g := inProcessGroup(t, Options{}, f)
+		refresh := func() error {
+			_, err := g.Refresh(t.Context(), []byte(question), phone)
+			return err
+		}
+		const steady = 14
+		second := func(n int) (asked int64) {
+			before := f.asked.Load()
+			for range n {
+				_ = refresh()
+				time.Sleep(time.Second / time.Duration(n))
+			}
+			return f.asked.Load() - before
+		}
+		for range 100 {
+			if asked := second(steady); asked != steady {
+				t.Fatalf("%d of %d", asked, steady)
+			}
+		}
+		f.down.Store(true)
+		for range 600 {
+			second(steady)
+		}
+		f.down.Store(false)
+		for wantState(t, g, g.Health()[0].State).State != Closed {
+			_ = refresh()
+			time.Sleep(time.Millisecond)
+		}
+		began := time.Now()
+		var all, worst int64
+		for time.Since(began) < recovery-2*time.Second {
+			asked := second(300)
+			all, worst = all+asked, max(worst, asked)
+		}
+		if worst > 2*steady || all < 58*steady {
+			t.Errorf("%d in the worst second, %d in all", worst, all)
+		}
+		for range steady {
+			_ = refresh()
+		}
+		if err := refresh(); !errors.Is(err, ErrOpen) {
+			t.Errorf("beyond the pace: %v", err)
+		}
+		if _, err := check(t, g); err != nil {
+			t.Errorf("a check that nothing is known of: %v", err)
+		}
+		time.Sleep(2 * time.Second)
+		if asked := second(300); asked < 200 {
+			t.Errorf("%d of 300 when it has recovered", asked)
+		}
+		t.Logf("steady %d/s; %d in the worst second of the recovery", steady, worst)
+	})
+}

@@ -1,0 +1,195 @@
+package upstream
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"time"
+)
+
+// Budget is how long a check may take, over all servers together (protocol 8: 3 s). Clients give up after 10 s or 20 s.
+const Budget = 3 * time.Second
+
+// leastShare is the time without which a server is not asked: too little to blame it for not answering in.
+const leastShare = 50 * time.Millisecond
+
+// maxAnswer is the size of the largest answer to a check: a delta list has some 300 bytes a file.
+const maxAnswer = 8 << 20
+
+// smallBody is how much of an error page is read, to keep the connection.
+const smallBody = 16 << 10
+
+// Client is who sent a check.
+type Client struct {
+	// Address is the client's, as far as Caddy trusts the proxies before it. It is told to the server, which counts
+	// unknown apps by it (protocol 1.5, row 5b); without one, it counts the edge's own.
+	Address netip.Addr
+	// UserAgent is the client's, as it sent it. Empty: none is sent.
+	UserAgent string
+}
+
+// Answer is what a server says to a check. It is not to be changed.
+type Answer struct {
+	Status int         // below 500
+	Header http.Header // Content-Type, Retry-After, X-RateLimit-Reset and X-Worker-Source, if they are there
+	Body   []byte      // a JSON document if Status is 200; else anything, also nothing
+	// Upstream is the base address of the server that said it.
+	Upstream string
+	// Refused says that the server does not know the app: status 429, and on_premise_app or nothing in it. Of an Answer that
+	// a Group returns, that all its servers said so just now. A failed database read looks the same (protocol 1.5, row 5c).
+	Refused bool
+}
+
+// answerHeader are the headers that an answer keeps.
+var answerHeader = []string{"Content-Type", "Retry-After", "X-Ratelimit-Reset", "X-Worker-Source"}
+
+// Check asks for an update, with the body as the client sent it. The servers are asked in order, until one answers. A
+// refusal holds if all of them refuse; it is contradicted by any other answer.
+//
+// An error is an outage: no server gave an answer that can be believed. It wraps what went wrong with each, so ErrOpen,
+// ErrBusy or ErrUnconfirmed among others; if ctx ended, it is the cause of that.
+func (g *Group) Check(ctx context.Context, body []byte, c Client) (*Answer, error) {
+	return g.check(ctx, body, c, false)
+}
+
+// Refresh is Check for a caller that has an answer which will do for now. For a minute after an outage, a server gets no
+// more requests than before it, and Refresh is what is turned away, with ErrOpen.
+func (g *Group) Refresh(ctx context.Context, body []byte, c Client) (*Answer, error) {
+	return g.check(ctx, body, c, true)
+}
+
+func (g *Group) check(ctx context.Context, body []byte, c Client, canWait bool) (*Answer, error) {
+	deadline := time.Now().Add(Budget)
+	var refusal *Answer
+	var failures error
+	for i, s := range g.servers {
+		answer, err := s.check(ctx, g.share(i, deadline), body, c, canWait)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		case err != nil:
+			failures = join(failures, s.failure(err))
+		case !answer.Refused:
+			return answer, nil
+		case refusal == nil:
+			refusal = answer
+		}
+	}
+	switch {
+	case failures == nil:
+		return refusal, nil
+	case refusal != nil:
+		return nil, fmt.Errorf("%w: %s refuses the app, but %w", ErrUnconfirmed, refusal.Upstream, failures)
+	}
+	return nil, failures
+}
+
+// share is the time for server i: what is left, divided by the servers that remain to be asked. So one that hangs leaves
+// time for those behind it.
+func (g *Group) share(i int, deadline time.Time) time.Duration {
+	remaining, now := 1, time.Now()
+	for _, s := range g.servers[i+1:] {
+		if s.breaker.answers(now) {
+			remaining++
+		}
+	}
+	return deadline.Sub(now) / time.Duration(remaining)
+}
+
+func (s *server) check(ctx context.Context, share time.Duration, body []byte, c Client, canWait bool) (*Answer, error) {
+	if share < leastShare {
+		return nil, errNoTime
+	}
+	within, cancel := context.WithTimeoutCause(ctx, share, errTimeout)
+	defer cancel()
+	v, err := s.enter(within, s.checks, share, canWait)
+	if err != nil {
+		return nil, err
+	}
+	defer v.leave()
+	answer, err := s.ask(within, body, c)
+	switch {
+	case err == nil:
+		v.answered()
+	case ctx.Err() != nil: // the caller's doing
+		v.abandoned()
+	default:
+		if errors.Is(context.Cause(within), errTimeout) {
+			err = fmt.Errorf("no answer within %s", share.Round(time.Millisecond))
+		}
+		v.failed(err)
+	}
+	return answer, err
+}
+
+// ask sends the check. The answer must not depend on how this client reached the edge, for it is given to others too: hence
+// no X-Forwarded-Host and no X-Forwarded-Proto, from which some servers make download addresses.
+func (s *server) ask(ctx context.Context, body []byte, c Client) (*Answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.address("/updates", "").String(), bytes.NewReader(body))
+	if err != nil {
+		return nil, publicError(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", c.UserAgent) // net/http sends none if it is empty
+	setAddress(req.Header, c.Address)
+	s.authorize(req)
+	resp, err := s.client.Do(req)
+	if err != nil {
+		return nil, publicError(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // it was only read
+	if resp.StatusCode >= http.StatusInternalServerError {
+		if 0 < resp.ContentLength && resp.ContentLength <= smallBody {
+			_, _ = io.Copy(io.Discard, resp.Body)
+		}
+		return nil, statusError(resp.StatusCode)
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	if err != nil {
+		return nil, publicError(err)
+	}
+	return s.judge(resp, text)
+}
+
+// judge makes an Answer of what came. Whatever has a status below 500 is one (protocol 8), save what no client can read: a
+// 200 that is not JSON is a gateway's page, not the server's answer.
+func (s *server) judge(resp *http.Response, text []byte) (*Answer, error) {
+	switch {
+	case len(text) > maxAnswer:
+		return nil, fmt.Errorf("its answer is larger than %d MiB", maxAnswer>>20)
+	case resp.StatusCode == http.StatusOK && len(bytes.TrimSpace(text)) == 0:
+		return nil, errors.New("it answers status 200 with nothing in it")
+	case resp.StatusCode == http.StatusOK && !json.Valid(text):
+		return nil, errors.New("it answers status 200 with what is not JSON; is the address that of a Capgo-compatible server?")
+	}
+	a := &Answer{Status: resp.StatusCode, Header: http.Header{}, Body: text, Upstream: s.name}
+	for _, name := range answerHeader {
+		if values := resp.Header[name]; len(values) > 0 {
+			a.Header[name] = values
+		}
+	}
+	a.Refused = a.Status == http.StatusTooManyRequests && refuses(text)
+	return a, nil
+}
+
+// refuses reports that the body of a 429 says no more than that the app is not known here.
+func refuses(text []byte) bool {
+	if len(bytes.TrimSpace(text)) == 0 {
+		return true
+	}
+	var said struct {
+		Error any `json:"error"`
+	}
+	return json.Unmarshal(text, &said) == nil && said.Error == "on_premise_app"
+}
+
+// errNoTime: the servers before it took all there was.
+var errNoTime = errors.New("no time was left to ask it")
+
+func statusError(status int) error { return fmt.Errorf("it answers status %d", status) }
