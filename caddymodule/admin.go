@@ -1,12 +1,15 @@
 package caddymodule
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -75,6 +78,7 @@ type storageStatus struct {
 	Scanning bool  `json:"scanning"` // the index is still being built
 
 	Collectors []collectorStatus `json:"collectors,omitempty"`
+	Upstreams  []upstreamStatus  `json:"upstreams,omitempty"`
 	Paused     []rolloutPause    `json:"paused,omitempty"` // rollouts that the release guard stopped
 }
 
@@ -94,12 +98,25 @@ func (r *runtime) status(disk *cache.Disk) storageStatus {
 		Storage: r.dir, Healthy: true, Objects: stats.Objects, Bytes: stats.Bytes, MaxSize: r.settings().maxSize,
 		Filling: stats.Filling, Warming: r.warmer.waiting(), Scanning: stats.Scanning,
 	}
+	r.guard.recall(r.scopes())
 	s.Paused = r.guard.pauses()
+	s.Upstreams = r.upstreamStatus()
 	r.eachOutlet(func(o *outlet, open *openOutlet) { s.Collectors = append(s.Collectors, o.status(open)) })
 	if err, since := disk.Health(); err != nil {
 		s.Healthy, s.Error, s.Since = false, err.Error(), &since
 	}
 	return s
+}
+
+// scopes are what the sites answer from, of all configurations.
+func (r *runtime) scopes() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := map[string]struct{}{}
+	for site := range r.sites {
+		seen[site.library.source.Scope] = struct{}{}
+	}
+	return slices.Sorted(maps.Keys(seen))
 }
 
 // prefetchRequest is the body of POST /capgo_edge/prefetch.
@@ -150,14 +167,24 @@ func servePrefetch(r *http.Request) (any, error) {
 	return map[string]any{"app_id": body.AppID, "sites": found, "queued": queued}, nil
 }
 
+// readAdminBody reads a JSON object.
 func readAdminBody(r *http.Request, into any) error {
 	const limit = 64 << 10
-	decoder := json.NewDecoder(io.LimitReader(r.Body, limit))
+	body, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, limit))
+	if err != nil {
+		return badRequest(fmt.Errorf("the body cannot be read: %w", err))
+	}
+	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
+	const form = `the body must be one JSON object such as {"app_id":"com.example.app"}`
+	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) { // null would be taken for an empty one
+		return badRequest(errors.New(form))
+	}
 	if err := decoder.Decode(into); err != nil {
-		return caddy.APIError{
-			HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("the body must be JSON such as {\"app_id\":\"com.example.app\"}: %w", err),
-		}
+		return badRequest(fmt.Errorf(form+": %w", err))
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return badRequest(errors.New(form + ", with nothing behind it"))
 	}
 	return nil
 }
@@ -192,8 +219,17 @@ func serveResume(r *http.Request) (any, error) {
 	resumed := []rolloutPause{}
 	eachRuntime(func(run *runtime) {
 		if run.openedDisk.Load() != nil {
+			run.guard.recall(run.scopes())
 			resumed = append(resumed, run.guard.resume(r.Context(), body.AppID, body.Channel)...)
 		}
 	})
+	if len(resumed) == 0 {
+		what := "the app " + body.AppID
+		if body.Channel != "" {
+			what = "the channel " + body.Channel + " of " + what
+		}
+		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf(
+			"the release guard has stopped no rollout of %s here; GET /capgo_edge/status lists those that it has", what)}
+	}
 	return map[string]any{"resumed": resumed}, nil
 }

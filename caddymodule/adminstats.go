@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,7 +18,8 @@ type collectorStatus struct {
 	Collector string `json:"collector"` // its address, without a query
 	Spool     string `json:"spool"`     // the name of its files in the storage directory's folder "spool"
 
-	// Healthy is false while the collector takes nothing; Error says why, Since when that began, and Next when it is asked again.
+	// Healthy is false while the spool keeps nothing or the collector takes nothing; Error says why, Since when that began, and
+	// Next when the collector is asked again.
 	Healthy bool       `json:"healthy"`
 	Error   string     `json:"error,omitempty"`
 	Since   *time.Time `json:"since,omitempty"`
@@ -31,23 +33,37 @@ type collectorStatus struct {
 	DeadLetters int64             `json:"dead_letters"`
 }
 
+// droppedNotOpen is why reports of checks were dropped that came while the spool was not open.
+const droppedNotOpen = "not_open"
+
 func (o *outlet) status(open *openOutlet) collectorStatus {
-	kept, sent := open.spool.Stats(), open.forwarder.Stats()
-	s := collectorStatus{
-		Collector: o.address, Spool: o.name, Healthy: sent.Failing == nil,
-		Since: timeOrNone(sent.Since), Next: timeOrNone(sent.Until),
-		Waiting: kept.Events, Bytes: kept.Bytes, Oldest: timeOrNone(kept.Oldest), Delivered: sent.Delivered,
-		Dropped: map[string]uint64{}, DeadLetters: kept.DeadEvents,
+	s := collectorStatus{Collector: o.address, Spool: o.name, Healthy: true, Dropped: map[string]uint64{}}
+	if open != nil {
+		s.add(open)
 	}
+	if missed := o.missed.Load(); missed > 0 {
+		s.Dropped[droppedNotOpen] = missed
+	}
+	if fault := o.health(); fault != nil { // phones are refused, which is worse than a collector that is down
+		s.Healthy, s.Error, s.Since, s.Next = false, fault.err.Error(), timeOrNone(fault.since), nil
+	}
+	return s
+}
+
+// add tells of an open spool and its forwarder.
+func (s *collectorStatus) add(open *openOutlet) {
+	kept, sent := open.spool.Stats(), open.forwarder.Stats()
+	s.Since, s.Next = timeOrNone(sent.Since), timeOrNone(sent.Until)
+	s.Waiting, s.Bytes, s.Oldest, s.Delivered = kept.Events, kept.Bytes, timeOrNone(kept.Oldest), sent.Delivered
+	s.DeadLetters = kept.DeadEvents
 	if sent.Failing != nil {
-		s.Error = sent.Failing.Error()
+		s.Healthy, s.Error = false, sent.Failing.Error()
 	}
 	for reason, n := range kept.Dropped {
 		if n > 0 {
 			s.Dropped[reason] = n
 		}
 	}
-	return s
 }
 
 func timeOrNone(t time.Time) *time.Time {
@@ -70,6 +86,11 @@ const defaultDeadLetters, maxDeadLetters = 100, 10_000
 // code and a limit.
 func serveDeadLetters(r *http.Request) (any, error) {
 	query := r.URL.Query()
+	for name := range query {
+		if !slices.Contains([]string{"spool", "app_id", "code", "limit"}, name) {
+			return nil, badRequest(fmt.Errorf("the query may name spool, app_id, code and limit, not %q", name))
+		}
+	}
 	limit := defaultDeadLetters
 	if text := query.Get("limit"); text != "" {
 		var err error
@@ -80,25 +101,38 @@ func serveDeadLetters(r *http.Request) (any, error) {
 	chosen := deadChoice{Spool: query.Get("spool"), AppID: query.Get("app_id"), Code: query.Get("code")}
 	letters := []deadLetter{}
 	err := chosen.eachSpool(func(o *outlet, spool *stats.Spool) error {
+		found := 0
 		return spool.DeadLetters(func(l stats.DeadLetter) bool {
 			if chosen.matches(l) {
 				letters = append(letters, deadLetter{o.name, l})
+				found++
 			}
-			return len(letters) < limit
+			return found < limit
 		})
 	})
-	return map[string]any{"dead_letters": letters}, err
+	// Each spool gave its oldest: the oldest of all are among them.
+	slices.SortStableFunc(letters, func(a, b deadLetter) int { return a.Time.Compare(b.Time) })
+	return map[string]any{"dead_letters": letters[:min(len(letters), limit)]}, err
+}
+
+// replayRequest is the body of POST /capgo_edge/replay. Nothing is replayed by mistake: whoever means all says so.
+type replayRequest struct {
+	deadChoice
+	All bool `json:"all"`
 }
 
 // serveReplay puts dead letters back into their spools, to be sent once more.
 func serveReplay(r *http.Request) (any, error) {
-	var chosen deadChoice
-	if err := readAdminBody(r, &chosen); err != nil {
+	var body replayRequest
+	if err := readAdminBody(r, &body); err != nil {
 		return nil, err
 	}
+	if filtered := body.deadChoice != (deadChoice{}); filtered == body.All {
+		return nil, badRequest(errors.New(`say which dead letters, by spool, app_id or code, or {"all":true} for all of them`))
+	}
 	total := 0
-	err := chosen.eachSpool(func(_ *outlet, spool *stats.Spool) error {
-		n, err := spool.Replay(r.Context(), chosen.matches)
+	err := body.eachSpool(func(_ *outlet, spool *stats.Spool) error {
+		n, err := spool.Replay(r.Context(), body.matches)
 		total += n
 		return err
 	})
@@ -120,7 +154,7 @@ func (c *deadChoice) eachSpool(do func(o *outlet, spool *stats.Spool) error) err
 	found, errs := false, []error(nil)
 	eachRuntime(func(r *runtime) {
 		r.eachOutlet(func(o *outlet, open *openOutlet) {
-			if c.Spool == "" || c.Spool == o.name {
+			if open != nil && (c.Spool == "" || c.Spool == o.name) {
 				found = true
 				errs = append(errs, do(o, open.spool))
 			}

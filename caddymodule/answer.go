@@ -16,6 +16,7 @@ type scratch struct {
 	check  resolver.Check
 	body   []byte
 	answer []byte
+	key    []byte
 	large  int64 // bytes of body that count against largeBodies
 
 	events   resolver.EventParser

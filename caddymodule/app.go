@@ -24,8 +24,8 @@ type App struct {
 	// origin. Default: 1073741824 (1 GiB); to use the disk to its end, set it to 1.
 	MinFree int64 `json:"min_free,omitempty"`
 
-	// Memory is the number of bytes that compiled manifests and small files may take: three quarters are for manifests, one
-	// is for files of up to 256 KiB. A manifest that finds no room is compiled anew for each check, from its copy in
+	// Memory is the number of bytes that compiled manifests, answers of upstreams and small files may take: five eighths are
+	// for manifests, one is for answers, two are for files of up to 256 KiB. A manifest that finds no room is compiled anew for each check, from its copy in
 	// Storage: correct, but slow. Default: 268435456 (256 MiB).
 	Memory int64 `json:"memory,omitempty"`
 
@@ -34,6 +34,8 @@ type App struct {
 	settings settings
 	runtime  *runtime // requests of this configuration use it even after Cleanup, so it is never taken away
 	shares   bool     // a share of the runtime was taken, and not given back yet
+
+	tunings map[string]*tuning // of the outlets of this configuration's sites, by name
 }
 
 // settings are the tunables of a runtime, as one configuration wants them.
@@ -42,7 +44,10 @@ type settings struct {
 }
 
 // manifestMemory is what of the memory compiled manifests get.
-func (s settings) manifestMemory() int64 { return s.memory - s.smallMemory() }
+func (s settings) manifestMemory() int64 { return s.memory - s.smallMemory() - s.answerMemory() }
+
+// answerMemory is what of it answers of upstreams get.
+func (s settings) answerMemory() int64 { return s.memory / 8 }
 
 // smallMemory is what of it small files get. All delta files of a release together rarely have more than 10 MB.
 func (s settings) smallMemory() int64 { return s.memory / 4 }

@@ -54,6 +54,10 @@ func readBody(w http.ResponseWriter, r *http.Request, buf []byte, limit int64) (
 	return readBodyWithin(w, r, buf, limit, nil)
 }
 
+// firstBody is how much memory a body gets before its bytes arrive: more than a check has, and little for one that is announced
+// and never sent.
+const firstBody = 8 << 10
+
 // readBodyWithin is readBody, with take asked for each further piece of memory beyond maxScratch.
 func readBodyWithin(w http.ResponseWriter, r *http.Request, buf []byte, limit int64, take func(bytes int64) bool) ([]byte, bool) {
 	buf = buf[:0]
@@ -66,7 +70,7 @@ func readBodyWithin(w http.ResponseWriter, r *http.Request, buf []byte, limit in
 	body := r.Body
 	if r.ContentLength < 0 {
 		body = http.MaxBytesReader(w, body, limit)
-	} else if want := int(min(r.ContentLength, maxScratch-1)) + 1; cap(buf) < want { // one more, to see the end without growing
+	} else if want := int(min(r.ContentLength, firstBody-1)) + 1; cap(buf) < want { // one more, to see the end without growing
 		buf = make([]byte, 0, want)
 	}
 	for {

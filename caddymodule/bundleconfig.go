@@ -73,15 +73,15 @@ func (b *Bundles) provision() (*readdresser, error) {
 		}
 	}
 	if len(b.ExternalProxy) > 0 {
-		a.external, err = newExternal(b.ExternalProxy)
+		a.external, err = newExternal("external proxy", b.ExternalProxy)
 	}
 	return a, err
 }
 
-func newExternal(hosts []string) (*origin.External, error) {
-	external, err := origin.NewExternal(origin.ExternalOptions{Hosts: hosts})
+func newExternal(option string, hosts []string) (*origin.External, error) {
+	external, err := origin.NewExternal(origin.ExternalOptions{Hosts: hosts, Setting: option})
 	if err != nil {
-		return nil, fmt.Errorf("external proxy: %w", err)
+		return nil, fmt.Errorf("%s: %w", option, err)
 	}
 	return external, nil
 }
@@ -149,7 +149,7 @@ func (b *Bundles) unmarshalExternal(d *caddyfile.Dispenser) error {
 		return nil
 	case len(args) > 1 && args[0] == "proxy":
 		b.ExternalProxy = args[1:]
-		_, err := newExternal(b.ExternalProxy)
+		_, err := newExternal("external proxy", b.ExternalProxy)
 		return atLine(d, err)
 	}
 	return d.Err("external is \"pass\", or \"proxy\" and the hosts whose bundles come through this edge")

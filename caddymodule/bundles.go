@@ -77,6 +77,14 @@ func (h *Handler) locate(ctx context.Context, appID string, keys []string) (targ
 	if len(appID) > maxAppIDLen || !resolver.IsAppID(appID) || !h.serves(appID) {
 		return target{}, cache.ErrNotFound
 	}
+	if h.relay != nil {
+		if t, ok := h.relay.find(appID, keys); ok {
+			return t, nil
+		}
+	}
+	if h.relayOnly {
+		return target{}, cache.ErrNotFound
+	}
 	app, _, err := h.library.get(ctx, appID)
 	if err != nil {
 		return target{}, err

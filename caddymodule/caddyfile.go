@@ -64,7 +64,8 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 
 // UnmarshalCaddyfile reads the directive:
 //
-//	capgo_edge [<matcher>] {
+//	capgo_edge [<matcher>] [<upstream>] {
+//		upstream <url>
 //		origin file <dir>
 //		origin http <base url> {
 //			header <name> <value>
@@ -77,6 +78,18 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 //			secret_key    <key>
 //			session_token <token>
 //			path_style
+//		}
+//		relay {
+//			fresh          <duration>
+//			stale_while    <duration>
+//			stale          <duration>
+//			negative       <duration>
+//			per_device     auto | on | off
+//			allow_host     <host...>
+//			key_fields     +<member> | -<member> ...
+//			unknown        <requests per minute>
+//			kind           add | keep
+//			webhook_secret <secret>
 //		}
 //		manifests [<key>] {
 //			fresh       <duration>
@@ -111,11 +124,19 @@ func parseHandler(h httpcaddyfile.Helper) (caddyhttp.MiddlewareHandler, error) {
 func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	d.Next() // the directive's name
 	if d.NextArg() {
-		return d.Errf("an upstream server (%s) is not supported yet; name the storage that holds manifests and bundles with \"origin\"", d.Val())
+		if err := h.addUpstream(d, d.Val()); err != nil {
+			return err
+		}
+		if err := noMoreArguments(d); err != nil {
+			return err
+		}
 	}
-	seen := once{}
+	hasArgument, seen := len(h.Upstreams) > 0, once{}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if d.Val() != "stats" { // there may be several, for different collectors
+		if hasArgument && d.Val() == "upstream" {
+			return d.Err("the upstream is named behind capgo_edge already; name several by upstream only")
+		}
+		if option := d.Val(); option != "stats" && option != "upstream" { // there may be several
 			if err := seen.check(d); err != nil {
 				return err
 			}
@@ -124,16 +145,33 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 			return err
 		}
 	}
-	if h.OriginRaw == nil {
-		return d.Err("capgo_edge needs an origin: say where manifests and bundles are, for example with \"origin file <dir>\"")
+	if h.OriginRaw == nil && len(h.Upstreams) == 0 {
+		return atLine(d, errNoOrigin)
+	}
+	if h.Relay != nil && len(h.Upstreams) == 0 {
+		return d.Err("relay says how the answers of an upstream are kept, but there is no upstream")
 	}
 	return nil
+}
+
+func (h *Handler) addUpstream(d *caddyfile.Dispenser, address string) error {
+	h.Upstreams = append(h.Upstreams, address)
+	return atLine(d, checkUpstream(address))
 }
 
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
 	switch d.Val() {
 	case "origin":
 		return h.unmarshalOrigin(d)
+	case "upstream":
+		var address string
+		if err := oneArgument(d, &address); err != nil {
+			return err
+		}
+		return h.addUpstream(d, address)
+	case "relay":
+		h.Relay = new(Relay)
+		return h.Relay.unmarshal(d)
 	case "manifests":
 		h.Manifests = new(Manifests)
 		return h.Manifests.unmarshal(d)
@@ -164,7 +202,7 @@ func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
 		h.Debug = true
 		return noMoreArguments(d)
 	}
-	return unknown(d, "origin, manifests, apps, public_url, stats, channel_self, bundles, debug")
+	return unknown(d, "origin, upstream, relay, manifests, apps, public_url, stats, channel_self, bundles, debug")
 }
 
 func (h *Handler) unmarshalOrigin(d *caddyfile.Dispenser) error {

@@ -88,6 +88,10 @@ func (h *Handler) serveChannelSelf(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	if _, err := h.releaseFor(w, r, call.AppID); h.relays(err) {
+		h.relayChannelCall(w, r, s, &call)
+		return
+	}
 	now := time.Now()
 	if reset, ok := h.channelLimits.allow(&call, now); !ok {
 		h.runtime.channelCalls.count(call.Op, channelLimited)
@@ -113,36 +117,49 @@ func (h *Handler) serveChannelSelf(w http.ResponseWriter, r *http.Request) {
 
 // readChannelCall reads a call from the body or the query. If it reports false, the request was answered.
 func (h *Handler) readChannelCall(w http.ResponseWriter, r *http.Request, s *scratch) (call resolver.ChannelCall, ok bool) {
-	var op resolver.ChannelOp
-	var err error
-	switch r.Method {
-	case http.MethodPost:
-		op = resolver.SetChannel
-	case http.MethodPut:
-		op = resolver.GetChannel
-	case http.MethodDelete:
-		op = resolver.UnsetChannel
-	case http.MethodGet, http.MethodHead:
-		op = resolver.ListChannels
-	default:
-		refuseMethod(w, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions)
+	op, ok := channelOps[r.Method]
+	if !ok {
+		h.refuseOrForward(w, r, pathChannels,
+			http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions)
 		return call, false
 	}
-	if op == resolver.UnsetChannel || op == resolver.ListChannels {
-		call, err = s.channels.ParseQuery(op, r.URL.Query())
-	} else if h.readLarge(w, r, s, maxCheckBody) {
-		call, err = s.channels.Parse(op, s.body)
-	} else {
+	if hasBody(op) && !h.readLarge(w, r, s, maxCheckBody) {
 		h.runtime.channelCalls.count(op, channelRefused)
 		return call, false
 	}
-	if refusal, refused := errors.AsType[*resolver.Refusal](err); refused {
-		h.runtime.channelCalls.count(op, channelRefused)
-		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
-		writeJSON(w, refusal.Status, s.answer)
+	call, err := parseChannelCall(op, r, s)
+	if err == nil {
+		return call, true
+	}
+	if h.forwardOdd(w, r, s, pathChannels, maxCheckBody) {
 		return call, false
 	}
-	return call, true
+	h.runtime.channelCalls.count(op, channelRefused)
+	refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
+	s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
+	writeJSON(w, refusal.Status, s.answer)
+	return call, false
+}
+
+const pathChannels = "/channel_self"
+
+// channelOps are the calls by their methods.
+var channelOps = map[string]resolver.ChannelOp{
+	http.MethodPost: resolver.SetChannel, http.MethodPut: resolver.GetChannel, http.MethodDelete: resolver.UnsetChannel,
+	http.MethodGet: resolver.ListChannels, http.MethodHead: resolver.ListChannels,
+}
+
+// hasBody reports whether a call comes in the body, and not in the query.
+func hasBody(op resolver.ChannelOp) bool {
+	return op == resolver.SetChannel || op == resolver.GetChannel
+}
+
+func parseChannelCall(op resolver.ChannelOp, r *http.Request, s *scratch) (resolver.ChannelCall, error) {
+	if hasBody(op) {
+		return s.channels.Parse(op, s.body)
+	}
+	s.body = s.body[:0]
+	return s.channels.ParseQuery(op, r.URL.Query())
 }
 
 // appOfCall finds the release of the app that a call is about. If it reports false, the request was answered.

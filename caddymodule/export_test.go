@@ -13,3 +13,17 @@ func ObjectStats(dir string) (stats cache.DiskStats) {
 	})
 	return stats
 }
+
+// RelayMarked reports whether an app was found to be answered differently for each device.
+func RelayMarked(dir, appID string) bool {
+	marked := false
+	eachRuntime(func(r *runtime) {
+		if r.dir != dir || r.answers == nil {
+			return
+		}
+		for _, group := range r.answers.Groups() {
+			marked = marked || group.Name == appID && r.answers.Marked(group)
+		}
+	})
+	return marked
+}

@@ -54,6 +54,8 @@ const (
 type pauseKeeper interface {
 	// Pauses returns what SetPauses got last, from memory; nil if nothing is kept. It must not be changed.
 	Pauses(app string) []byte
+	// AllPauses returns what is kept by app. The documents must not be changed.
+	AllPauses() map[string][]byte
 	// SetPauses replaces it, and removes it if doc is empty. It returns nil once that is on disk.
 	SetPauses(ctx context.Context, app string, doc []byte) error
 }
@@ -108,10 +110,29 @@ func (g *guard) appOf(scope string, m *resolver.Manifest) *guardedApp {
 	if len(doc) == 0 && !hasGuards(m) {
 		return nil
 	}
+	return g.addLocked(key, keeper, doc)
+}
+
+// addLocked begins to watch an app, with the pauses that are kept of it.
+func (g *guard) addLocked(key cache.Key, keeper pauseKeeper, doc []byte) *guardedApp {
 	a := &guardedApp{guard: g, key: key, keeper: keeper, ballots: map[ballotKey]*ballot{}}
 	a.load(doc)
 	g.apps[key] = a
 	return a
+}
+
+// recall takes over all pauses of those scopes from before the restart, also of apps that nobody has asked for since.
+func (g *guard) recall(scopes []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, scope := range scopes {
+		keeper := g.keeper(scope)
+		for app, doc := range keeper.AllPauses() {
+			if key := (cache.Key{Scope: scope, Name: app}); g.apps[key] == nil {
+				g.addLocked(key, keeper, doc)
+			}
+		}
+	}
 }
 
 func hasGuards(m *resolver.Manifest) bool {

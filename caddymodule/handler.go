@@ -24,6 +24,13 @@ type Handler struct {
 	// Origin is the storage that holds manifests and bundles.
 	OriginRaw json.RawMessage `json:"origin,omitempty" caddy:"namespace=capgo_edge.origins inline_key=kind"`
 
+	// Upstreams are existing Capgo-compatible servers that know the apps without a manifest, in the order in which they are
+	// asked: what phones had as updateUrl, without "/updates" at its end.
+	Upstreams []string `json:"upstreams,omitempty"`
+
+	// Relay says how the upstreams' answers are kept and shared.
+	Relay *Relay `json:"relay,omitempty"`
+
 	// Manifests says where channel manifests are, and how long they are used.
 	Manifests *Manifests `json:"manifests,omitempty"`
 
@@ -55,6 +62,9 @@ type Handler struct {
 	app        *App
 	shelves    *shelves
 	statistics *statistics
+	relay      *relay       // nil without an upstream
+	relayOnly  bool         // there is no origin, so no app has a manifest
+	webhook    *webhook     // nil without a secret
 	address    *readdresser // nil if prepared addresses are right as they are
 	scratch    *sync.Pool   // of *scratch
 
@@ -106,9 +116,15 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	app := module.(*App)
 	h.app, h.runtime, h.settings = app, app.runtime, app.settings
+	if err = h.provisionRelay(); err != nil {
+		return err
+	}
 	h.shelves = newShelves(h.runtime, h.store, h.address)
+	if h.relay != nil {
+		h.shelves.learned = h.relay.shelf
+	}
 	h.library = newLibrary(h.runtime, h.store, h.Manifests, h.Bundles, h.shelves)
-	if h.statistics, err = newStatistics(h.runtime, h.store.Identity(), h.Stats, h.settings.minFree); err != nil {
+	if h.statistics, err = newStatistics(app, h.scope(), h.statsConfig()); err != nil {
 		return err
 	}
 	h.ownState = sync.OnceValue(func() *state.Scope { return h.runtime.state.Scope(h.library.source.Scope) })
@@ -117,9 +133,16 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	return nil
 }
 
+var errNoOrigin = errors.New("neither origin nor upstream: say where manifests and bundles are, for example with \"origin file <dir>\", " +
+	"or which Capgo server knows the apps, with \"upstream <url>\"")
+
 func (h *Handler) provisionOrigin(ctx caddy.Context) error {
+	if h.OriginRaw == nil && len(h.Upstreams) > 0 {
+		h.store, h.relayOnly = origin.Nowhere{}, true
+		return nil
+	}
 	if h.OriginRaw == nil {
-		return errors.New("no origin: say where manifests and bundles are, for example with \"origin file <dir>\"")
+		return errNoOrigin
 	}
 	module, err := ctx.LoadModule(h, "OriginRaw")
 	if err != nil {
@@ -179,6 +202,9 @@ func checkCORS(origins []string) error {
 
 // Cleanup gives up the handler. Requests may still run in it, so only what they do not use is taken away.
 func (h *Handler) Cleanup() error {
+	if h.relay != nil {
+		h.relay.close()
+	}
 	if store, ok := h.store.(interface{ CloseIdleConnections() }); ok {
 		store.CloseIdleConnections()
 	}
@@ -211,6 +237,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.open(w, r, h.serveStats)
 	case "/channel_self":
 		return h.open(w, r, h.serveChannelSelf)
+	case "/webhooks/capgo":
+		if h.webhook != nil && r.URL.Path == "/webhooks/capgo" {
+			return h.open(w, r, h.webhook.serve)
+		}
 	case "/ok":
 		if r.URL.Path == "/ok" {
 			return h.open(w, r, h.serveOK)

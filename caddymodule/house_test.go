@@ -40,7 +40,7 @@ var rooms = map[string]struct{ modules, denied []string }{
 		modules: []string{
 			module + "/resolver", module + "/cache", module + "/origin", module + "/caddymodule",
 			"github.com/caddyserver/caddy/v2", "github.com/prometheus/client_golang", "github.com/dustin/go-humanize",
-			"github.com/andybalholm/brotli", "github.com/quic-go/quic-go", // the latter for edgetest
+			"github.com/andybalholm/brotli", "github.com/spf13/cobra", "github.com/quic-go/quic-go", // the latter for edgetest
 			"github.com/hashicorp/golang-lru/v2", "go.uber.org/zap", "golang.org/x/time",
 		},
 		denied: []string{"log", "unsafe"},

@@ -9,6 +9,7 @@ const (
 	fieldOrigin     = "origin"
 	fieldCollector  = "collector"
 	fieldSpool      = "spool"
+	fieldUpstream   = "upstream"
 	fieldError      = "error"
 	fieldStorage    = "storage"
 	fieldSuppressed = "suppressed"

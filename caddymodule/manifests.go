@@ -133,6 +133,8 @@ type target struct {
 	key   string // as its address has it
 	url   string // where it is, if not in the origin's storage
 	known resolver.Object
+
+	learnedOf string // the app whose answers from an upstream led to it, if no manifest did
 }
 
 // Retired keys stay served for an hour (contract section 3), of so many revisions at the most.

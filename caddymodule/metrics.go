@@ -22,6 +22,8 @@ type counters struct {
 	originTime [originUses]atomic.Int64 // nanoseconds, of all requests together
 	diskErrors atomic.Uint64
 	events     [eventResults]atomic.Uint64
+	relays     [relayStates]atomic.Uint64
+	marked     atomic.Uint64
 }
 
 type decisionCounter struct {
@@ -65,10 +67,11 @@ type originUse int
 const (
 	originManifest originUse = iota
 	originObject
+	originCheck
 	originUses
 )
 
-func (u originUse) String() string { return [...]string{"manifest", "object"}[u] }
+func (u originUse) String() string { return [...]string{"manifest", "object", "check"}[u] }
 
 // originResult says what it answered.
 type originResult int
@@ -99,6 +102,31 @@ const (
 func (e eventResult) String() string {
 	return [...]string{"accepted", "ignored", "refused", "unavailable"}[e]
 }
+
+// relayState says how a check of an app without a manifest was answered.
+type relayState int
+
+const (
+	relayFresh       relayState = iota // from memory
+	relayStale                         // from memory, older; a refresh goes on, or has failed
+	relayAsked                         // the upstream was asked
+	relayRefused                       // the upstream says that there is no such app
+	relayUnavailable                   // nothing known, and the upstream could not be asked
+	relayStates
+)
+
+func (s relayState) String() string {
+	return [...]string{"fresh", "stale", "asked", "refused", "unavailable"}[s]
+}
+
+func relayStateOf(state cache.State) relayState {
+	return [...]relayState{
+		cache.Fresh: relayFresh, cache.Stale: relayStale, cache.Loaded: relayAsked, cache.Negative: relayRefused,
+		cache.Unavailable: relayUnavailable,
+	}[state]
+}
+
+func (c *counters) relay(state relayState) { c.relays[state].Add(1) }
 
 func newCounters() *counters {
 	c := &counters{decisions: map[string]*decisionCounter{}, refusals: map[string]*atomic.Uint64{}}
@@ -171,10 +199,19 @@ var (
 		"Stored objects that could not be read, or were not what was stored.", []string{"storage"}, nil)
 )
 
+var (
+	descRelay = prometheus.NewDesc("caddy_capgo_edge_relay_checks_total",
+		"Update checks of apps without a manifest, by how they were answered.", []string{"storage", "state"}, nil)
+	descMarked = prometheus.NewDesc("caddy_capgo_edge_relay_marked_total",
+		"Apps found to be answered differently for each device.", []string{"storage"}, nil)
+)
+
 // The metrics of statistics. The label "collector" is the name of the spool's file.
 var (
 	descEvents = prometheus.NewDesc("caddy_capgo_edge_stats_events_total",
 		"Statistics events that phones sent, by what became of them.", []string{"storage", "result"}, nil)
+	descSpoolHealthy = prometheus.NewDesc("caddy_capgo_edge_spool_healthy",
+		"Whether statistics events can be kept for the collector.", []string{"storage", "collector"}, nil)
 	descSpoolEvents = prometheus.NewDesc("caddy_capgo_edge_spool_events",
 		"Statistics events that wait for their collector.", []string{"storage", "collector"}, nil)
 	descSpoolBytes = prometheus.NewDesc("caddy_capgo_edge_spool_bytes",
@@ -238,6 +275,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	r.channelCalls.each(func(call, result string, n uint64) { count(descChannelCalls, n, call, result) })
 	count(descPausedTotal, r.guard.pausedTotal.Load())
 	count(descResumedTotal, r.guard.resumedTotal.Load())
+	for state := range relayStates {
+		count(descRelay, r.counters.relays[state].Load(), state.String())
+	}
+	count(descMarked, r.counters.marked.Load())
 	for result := range eventResults {
 		count(descEvents, r.counters.events[result].Load(), result.String())
 	}
@@ -292,6 +333,15 @@ func (r *runtime) manifestCounts() map[cache.State]uint64 {
 func collectOutlet(ch chan<- prometheus.Metric, o *outlet, open *openOutlet) {
 	number := func(desc *prometheus.Desc, kind prometheus.ValueType, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, kind, v, append([]string{o.runtime.dir, o.name}, labels...)...)
+	}
+	works := 1.0
+	if o.health() != nil {
+		works = 0
+	}
+	number(descSpoolHealthy, prometheus.GaugeValue, works)
+	number(descSpoolDropped, prometheus.CounterValue, float64(o.missed.Load()), droppedNotOpen)
+	if open == nil {
+		return
 	}
 	kept, sent := open.spool.Stats(), open.forwarder.Stats()
 	number(descSpoolEvents, prometheus.GaugeValue, float64(kept.Events))

@@ -30,6 +30,7 @@ func newShelf(r *runtime, store origin.Store) *shelf {
 type shelves struct {
 	own      *shelf
 	external *shelf // nil if external bundles do not come through this edge
+	learned  *shelf // nil without an upstream
 	proxies  func(url string) bool
 }
 
@@ -44,6 +45,8 @@ func newShelves(r *runtime, store origin.Store, a *readdresser) *shelves {
 // request asks the object store for what an address stands for; nil if that does not come through this edge.
 func (s *shelves) request(t target) *cache.Request {
 	switch {
+	case t.learnedOf != "":
+		return s.learned.request(learnedName(t.learnedOf, t.key), t.known)
 	case t.url == "":
 		return s.own.request(t.key, t.known)
 	case s.proxies(t.url):

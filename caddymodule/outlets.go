@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -32,15 +33,20 @@ type outlet struct {
 	gone  chan struct{} // closed once its file is free
 	after <-chan struct{}
 
-	open atomic.Pointer[openOutlet] // nil until its spool is open
+	open    atomic.Pointer[openOutlet] // nil until its spool is open
+	trouble atomic.Pointer[spoolFault] // nil while the spool works, as far as anyone knows
+	failing atomic.Bool                // the last events were not taken
+	missed  atomic.Uint64              // reports of checks that were dropped because the spool was not open
 
-	mu     sync.Mutex // held while it is opened or closed
-	failed time.Time  // guarded by mu, as all below; when opening it failed last
-	err    error
-	closed bool
+	mu      sync.Mutex
+	opening chan struct{} // guarded by mu, as all below; closed when the attempt that goes on has ended; nil if none does
+	failed  time.Time     // when opening it failed last
+	err     error         // why
+	closed  bool
 
 	tuningMu sync.Mutex
 	tuning   tuning // guarded by tuningMu, which is also held while it is put in force
+	served   tuning // guarded by tuningMu; what the forwarder uses
 }
 
 // openOutlet is what an outlet has open.
@@ -51,21 +57,38 @@ type openOutlet struct {
 
 // tuning is what a configuration says of an outlet.
 type tuning struct {
-	collector         stats.Collector
+	address           string
+	headers           http.Header
+	collector         stats.Collector // at that address, with those headers
 	maxSpool, minFree int64
+}
+
+// reaches reports whether requests go to the same address as those of other, with the same headers.
+func (t *tuning) reaches(other *tuning) bool {
+	return t.address == other.address && len(differentHeaders(t.headers, other.headers)) == 0
+}
+
+// spoolFault says why a spool takes nothing, and since when.
+type spoolFault struct {
+	err   error
+	since time.Time
 }
 
 // Bounds of an outlet's work.
 const (
 	outletRetry = time.Second     // how soon a spool that could not be opened is tried again
+	outletWait  = 2 * time.Second // how long events wait for a spool that is being opened
 	outletDrain = 5 * time.Second // how long requests to the collector may take to end when it is closed
 )
+
+var errOpening = errors.New("the spool is still being opened; a large one that was not closed is read through first")
 
 // spoolsDir is where spools are, in the storage directory.
 const spoolsDir = "spool"
 
 // outletName names the spool of a collector for the sites with one origin. It does not tell the secrets of either.
 func outletName(scope, address string) string {
+	address = sameAddress(address)
 	sum := sha256.Sum256([]byte(scope + "\x00" + address))
 	host := "collector"
 	if u, err := url.Parse(address); err == nil && u.Hostname() != "" {
@@ -117,43 +140,82 @@ func (o *outlet) use(t tuning) {
 }
 
 func (o *outlet) tuneLocked() {
-	if open := o.open.Load(); open != nil && o.tuning.collector != nil {
-		open.forwarder.Use(o.tuning.collector)
-		open.spool.Retune(o.tuning.maxSpool, o.tuning.minFree)
+	open := o.open.Load()
+	if open == nil || o.tuning.collector == nil {
+		return
 	}
+	if !o.tuning.reaches(&o.served) { // else what it knows of the collector stays, such as when to try it again
+		open.forwarder.Use(o.tuning.collector)
+		o.served = o.tuning
+	}
+	open.spool.Retune(o.tuning.maxSpool, o.tuning.minFree)
 }
 
-// opened returns the spool. Whoever comes first opens it; t are the settings until use says others: Caddy may serve requests
-// before our app was started.
-func (o *outlet) opened(t tuning) (*stats.Spool, error) {
+// opened returns what is open. It waits for a spool that is being opened, until ctx ends or the time has come.
+func (o *outlet) opened(ctx context.Context, t tuning, latest time.Time) (*openOutlet, error) {
 	if open := o.open.Load(); open != nil {
-		return open.spool, nil
+		return open, nil
+	}
+	if opening := o.begin(t); opening != nil {
+		select {
+		case <-opening:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(time.Until(latest)):
+			return nil, errOpening
+		}
+	}
+	if open := o.open.Load(); open != nil {
+		return open, nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	open := o.open.Load()
-	switch {
-	case open != nil:
-		return open.spool, nil
-	case o.closed:
+	if o.closed {
 		return nil, errClosed
-	case time.Since(o.failed) < outletRetry:
-		return nil, o.err
 	}
-	open, err := o.openLocked(t)
-	if err != nil {
-		o.failed, o.err = time.Now(), fmt.Errorf("the spool cannot be opened: %w", err)
-		o.reportSpool(o.err)
-		return nil, o.err
-	}
-	o.open.Store(open)
-	o.tuningMu.Lock()
-	defer o.tuningMu.Unlock()
-	o.tuneLocked()
-	return open.spool, nil
+	return nil, o.err
 }
 
-func (o *outlet) openLocked(t tuning) (*openOutlet, error) {
+// begin has the spool opened in the background, if it is not open, and was not tried a moment ago. The channel it returns is
+// closed when the attempt that goes on has ended; it is nil if none does. t are the settings until use says others: Caddy may
+// serve requests before our app was started.
+func (o *outlet) begin(t tuning) <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.opening == nil && o.open.Load() == nil && !o.closed && time.Since(o.failed) >= outletRetry {
+		o.opening = make(chan struct{})
+		go o.openNow(t)
+	}
+	return o.opening
+}
+
+// openNow is one attempt to open the spool, which may take long.
+func (o *outlet) openNow(t tuning) {
+	before := o.trouble.Load()
+	open, err := o.openSpool(t)
+	if err != nil {
+		err = fmt.Errorf("the spool cannot be opened: %w", err)
+		o.reportSpool(err)
+	} else {
+		o.tuningMu.Lock()
+		o.served = t
+		o.open.Store(open)
+		o.tuneLocked()
+		o.tuningMu.Unlock()
+		if before != nil && o.trouble.Load() == before { // nothing is said of a new one
+			o.reportSpool(nil)
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if err != nil {
+		o.failed, o.err = time.Now(), err
+	}
+	close(o.opening)
+	o.opening = nil
+}
+
+func (o *outlet) openSpool(t tuning) (*openOutlet, error) {
 	if o.after != nil {
 		<-o.after
 	}
@@ -175,22 +237,38 @@ func (o *outlet) openLocked(t tuning) (*openOutlet, error) {
 
 // close gives the file up. Requests to the collector that are on their way may end first.
 func (o *outlet) close() {
-	defer close(o.gone)
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	o.closed = true
-	open := o.open.Load()
-	if open == nil {
-		if o.after != nil {
-			<-o.after
+	opening := o.opening
+	o.mu.Unlock()
+	if opening != nil {
+		<-opening
+	}
+	if open := o.open.Load(); open != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), outletDrain)
+		defer cancel()
+		if err := errors.Join(open.forwarder.Close(ctx), open.spool.Close()); err != nil {
+			o.reportSpool(err)
 		}
-		return
+	} else if o.after != nil {
+		<-o.after
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), outletDrain)
-	defer cancel()
-	if err := errors.Join(open.forwarder.Close(ctx), open.spool.Close()); err != nil {
-		o.reportSpool(err)
+	close(o.gone)
+	if o.runtime.forget(o) {
+		o.runtime.warnOfOrphans()
 	}
+}
+
+// forget takes a closed outlet out of the list. It reports whether that is because a reload removed its collector, and not
+// because the edge stops.
+func (r *runtime) forget(o *outlet) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.outlets[o.name] != o {
+		return false
+	}
+	delete(r.outlets, o.name)
+	return len(r.apps) > 0
 }
 
 // closeOutlets closes them all and waits until their files are free.
@@ -209,7 +287,7 @@ func (r *runtime) closeOutlets() {
 	}
 }
 
-// eachOutlet calls do for all that are open, in the order of their names.
+// eachOutlet calls do for all in use, in the order of their names. open is nil where the spool is not open.
 func (r *runtime) eachOutlet(do func(o *outlet, open *openOutlet)) {
 	r.mu.Lock()
 	var all []*outlet
@@ -220,10 +298,19 @@ func (r *runtime) eachOutlet(do func(o *outlet, open *openOutlet)) {
 	}
 	r.mu.Unlock()
 	for _, o := range all {
-		if open := o.open.Load(); open != nil {
-			do(o, open)
-		}
+		do(o, o.open.Load())
 	}
+}
+
+// health says why the spool takes nothing; nil if it works.
+func (o *outlet) health() *spoolFault {
+	if fault := o.trouble.Load(); fault != nil {
+		return fault
+	}
+	if o.open.Load() == nil {
+		return &spoolFault{err: errOpening}
+	}
+	return nil
 }
 
 func (o *outlet) fields() []zap.Field {
@@ -234,9 +321,15 @@ func (o *outlet) fields() []zap.Field {
 func (o *outlet) reportSpool(err error) {
 	subject := "spool " + o.name
 	if err == nil {
+		o.trouble.Store(nil)
 		o.runtime.faults.well(subject, "statistics can be kept again", o.fields()...)
 		return
 	}
+	fault := &spoolFault{err, time.Now()}
+	if before := o.trouble.Load(); before != nil {
+		fault.since = before.since
+	}
+	o.trouble.Store(fault)
 	o.runtime.faults.fault(subject, "failing", "statistics cannot be kept; phones are told to keep them; check space and permissions",
 		append(o.fields(), zap.Error(err))...)
 }
@@ -252,18 +345,26 @@ func (o *outlet) reportCollector(err error) {
 		append(o.fields(), zap.Error(err))...)
 }
 
-// warnOfOrphansLocked names spools that hold events for a collector that no site has any more.
-func (r *runtime) warnOfOrphansLocked() {
+// warnOfOrphans names spools that may hold events for a collector that no site has any more.
+func (r *runtime) warnOfOrphans() {
 	entries, err := os.ReadDir(filepath.Join(r.dir, spoolsDir))
 	if err != nil {
 		return // there are none
 	}
 	for _, entry := range entries {
 		name, isSpool := strings.CutSuffix(entry.Name(), ".db")
-		if _, used := r.outlets[name]; isSpool && !used {
-			r.faults.fault("orphan "+name, "orphan", "a spool may hold statistics for a collector that no site names any more; "+
-				"configure it again to have them delivered, or delete the file",
-				zap.String(fieldSpool, name), zap.String(fieldStorage, r.dir))
+		if !isSpool {
+			continue
 		}
+		r.mu.Lock()
+		_, used := r.outlets[name]
+		r.mu.Unlock()
+		where := []zap.Field{zap.String(fieldSpool, name), zap.String(fieldStorage, r.dir)}
+		if used {
+			r.faults.well("orphan "+name, "a site names the collector of a spool again", where...)
+			continue
+		}
+		r.faults.fault("orphan "+name, "orphan", "a spool may hold statistics for a collector that no site names any more; "+
+			"configure it again to have them delivered, or delete the file", where...)
 	}
 }

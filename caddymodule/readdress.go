@@ -44,6 +44,12 @@ func (a *readdresser) bundle(m *resolver.Manifest, b *resolver.Bundle, now time.
 	return made
 }
 
+// learned returns an answer of an upstream as this site hands it out.
+func (a *readdresser) learned(l *resolver.Learned, now time.Time) *resolver.Learned {
+	expiry := a.signer.expiry(now)
+	return l.Suffixed(func(dst []byte, key string) []byte { return a.signer.suffix(dst, key, expiry) })
+}
+
 func (a *readdresser) windowAt(now time.Time) *signingWindow {
 	expiry := now.Truncate(unsignedWindow).Unix()
 	if a.signer != nil {

@@ -13,7 +13,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/learned"
 	"github.com/capgo-edge/capgo-edge/origin/state"
+	"github.com/capgo-edge/capgo-edge/origin/upstream"
 )
 
 // runtimes holds the heavy state of each storage directory, by its absolute path. It outlives configurations: a reload
@@ -41,16 +43,21 @@ type runtime struct {
 
 	channelCalls channelCounters
 
+	answers     *cache.Answers[*relayed] // set by open
+	learnedOnce sync.Once
+	learned     atomic.Pointer[learned.Store] // nil until a relay needs it, and while it cannot be used
+
 	users gate
 
 	warmer *warmer
 	guard  *guard
 
 	mu      sync.Mutex
-	apps    []*App                // guarded by mu, as all below; the configurations that run, oldest first
-	sites   map[*Handler]struct{} // of all configurations
-	outlets map[string]*outlet    // by name
-	awake   map[string]bool       // sources whose last good manifests were loaded after the start
+	apps    []*App                     // guarded by mu, as all below; the configurations that run, oldest first
+	sites   map[*Handler]struct{}      // of all configurations
+	groups  map[string]*upstream.Group // by identity; they remember across reloads which servers fail
+	outlets map[string]*outlet         // by name
+	awake   map[string]bool            // sources whose last good manifests were loaded after the start
 }
 
 // Unknown apps may ask the origins so often, all together. A site that starts with thousands of apps needs the burst; a
@@ -74,6 +81,7 @@ func shareRuntime(dir string) (*runtime, error) {
 			largeBodies:  newBudget(maxLargeBodies),
 			sites:        map[*Handler]struct{}{},
 			awake:        map[string]bool{},
+			groups:       map[string]*upstream.Group{},
 			outlets:      map[string]*outlet{},
 		}
 		r.warmer = newWarmer(r)
@@ -137,6 +145,7 @@ func (r *runtime) openStores(storage *cache.Dir, s settings) error {
 		disk.Close()
 		return errors.Join(err, own.Close())
 	}
+	r.openAnswers(s)
 	r.state = own
 	r.openedState.Store(own)
 	r.storage, r.lastGood, r.disk = storage, lastGood, disk
@@ -163,6 +172,7 @@ func (r *runtime) reportDamage(key cache.Key, err error) {
 
 // join puts the settings of a configuration in force.
 func (r *runtime) join(a *App) {
+	defer r.warnOfOrphans() // once mu is free: it reads a directory
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.apps = append(r.apps, a)
@@ -173,7 +183,6 @@ func (r *runtime) join(a *App) {
 			r.warmer.work.Go(func() { site.library.wake(r.warmer.ctx) })
 		}
 	}
-	r.warnOfOrphansLocked()
 }
 
 // enroll notes a site that uses the runtime, dismiss that it does so no more.
@@ -235,6 +244,7 @@ func (r *runtime) retuneLocked() {
 	r.guard.tell(func(e guardEvent) { newest.emit(e.name, e.data()) })
 	s := newest.settings
 	r.memory.Retune(s.manifestMemory())
+	r.answers.Retune(s.answerMemory())
 	r.disk.Retune(s.maxSize, s.minFree, s.smallMemory())
 	for site := range r.sites {
 		if site.app == newest {
@@ -267,11 +277,12 @@ func (r *runtime) Destruct() error {
 	go func() {
 		select {
 		case <-drained:
+			r.answers.Close()
 			r.memory.Close()
 		case <-time.After(drainTime):
 		}
 	}()
-	return errors.Join(r.state.Close(), r.storage.Release())
+	return errors.Join(r.closeLearned(), r.state.Close(), r.storage.Release())
 }
 
 // gate counts who uses something, so that it can be closed once nobody does.

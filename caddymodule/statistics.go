@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"path"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,32 +32,67 @@ type destination struct {
 	shares map[string]float64 // of the actions that are not sent on in full
 }
 
-// newStatistics takes a share of the outlets that a site's configuration names.
-func newStatistics(r *runtime, scope string, all []*Stats, minFree int64) (*statistics, error) {
+// newStatistics takes a share of the outlets that a configuration of one of the app's sites names.
+func newStatistics(a *App, scope string, all []*Stats) (*statistics, error) {
 	if err := checkStats(all); err != nil {
 		return nil, err
 	}
-	s := new(statistics)
+	s, seen := new(statistics), map[string]bool{}
 	for _, config := range all {
-		full, err := config.expand()
-		if err == nil {
-			err = full.check()
-		}
-		if err != nil {
+		if err := s.add(a, scope, config, seen); err != nil {
 			s.release()
 			return nil, err
 		}
-		for _, address := range full.Collectors {
-			d, err := newDestination(full, address, minFree)
-			if err != nil {
-				s.release()
-				return nil, err
-			}
-			d.outlet = r.outlet(scope, address)
-			s.destinations = append(s.destinations, d)
-		}
 	}
 	return s, nil
+}
+
+// add takes a share of the outlets of one block. seen are the collectors of the blocks before it.
+func (s *statistics) add(a *App, scope string, config *Stats, seen map[string]bool) error {
+	full, err := config.expand()
+	if err != nil {
+		return err
+	}
+	for i, address := range full.Collectors {
+		same := sameAddress(address)
+		if seen[same] {
+			return fmt.Errorf("stats: the collector %s is there twice, written in two ways; name it once", config.Collectors[i])
+		}
+		seen[same] = true
+		d, err := newDestination(full, address, a.settings.minFree)
+		if err != nil {
+			return err
+		}
+		if err := a.agree(scope, config.Collectors[i], &d.tuning); err != nil {
+			return err
+		}
+		d.outlet = a.runtime.outlet(scope, address)
+		s.destinations = append(s.destinations, d)
+	}
+	return nil
+}
+
+// agree refuses a site whose options for a collector are not those of another site with the same origin: they share one
+// spool, and which of the two would be in force is chance. configured is the collector's address as it is written.
+func (a *App) agree(scope, configured string, t *tuning) error {
+	name := outletName(scope, t.address)
+	first, known := a.tunings[name]
+	if !known {
+		if a.tunings == nil {
+			a.tunings = map[string]*tuning{}
+		}
+		a.tunings[name] = t
+		return nil
+	}
+	const rule = "stats: two sites with the same origin send to %s, through one spool, but with different %s; " +
+		"give both the same, or each an address of its own, such as one that ends in ?site=a"
+	if first.maxSpool != t.maxSpool {
+		return fmt.Errorf(rule, configured, fmt.Sprintf("max_spool: %d and %d bytes", first.maxSpool, t.maxSpool))
+	}
+	if names := differentHeaders(first.headers, t.headers); len(names) > 0 {
+		return fmt.Errorf(rule, configured, "header: "+strings.Join(names, ", "))
+	}
+	return nil
 }
 
 func newDestination(config Stats, address string, minFree int64) (*destination, error) {
@@ -64,7 +100,7 @@ func newDestination(config Stats, address string, minFree int64) (*destination, 
 	if err != nil {
 		return nil, fmt.Errorf("stats: %w", err)
 	}
-	d := &destination{config: config, tuning: tuning{collector, config.MaxSpool, minFree}}
+	d := &destination{config: config, tuning: tuning{address, config.Headers, collector, config.MaxSpool, minFree}}
 	d.shares = map[string]float64{}
 	maps.Copy(d.shares, config.Sample)
 	for _, action := range config.Drop {
@@ -87,7 +123,7 @@ func (s *statistics) release() {
 func (s *statistics) start() {
 	for _, d := range s.destinations {
 		d.outlet.use(d.tuning)
-		go func() { _, _ = d.outlet.opened(d.tuning) }() // what fails is reported there
+		d.outlet.begin(d.tuning)
 	}
 }
 
@@ -99,23 +135,58 @@ type event struct {
 }
 
 // keep returns once the events are on disk for every collector that is to have them.
+//
+// After an error the phone sends them again, and a collector whose spool had taken them gets them twice. So no spool gets
+// any before all are open, and those that failed last time get theirs first, one after another: as long as one of them
+// fails, the others get nothing. What is left is the moment in which a spool begins to fail.
 func (s *statistics) keep(ctx context.Context, events []event) error {
 	if len(s.destinations) == 0 || len(events) == 0 {
 		return nil
 	}
-	if len(s.destinations) == 1 {
-		return s.destinations[0].keep(ctx, events)
+	parcels, err := s.pack(ctx, events)
+	if err != nil {
+		return err
 	}
-	errs := make([]error, len(s.destinations))
-	var work sync.WaitGroup
-	for i, d := range s.destinations {
-		work.Go(func() { errs[i] = d.keep(ctx, events) })
+	// Whoever sent them may leave: they are on their way to disk, from memory that is used again as soon as this returns.
+	ctx = context.WithoutCancel(ctx)
+	sound := parcels[:0]
+	for _, p := range parcels {
+		if !p.outlet.failing.Load() {
+			sound = append(sound, p)
+		} else if err := p.append(ctx); err != nil {
+			return err
+		}
 	}
-	work.Wait()
-	return errors.Join(errs...)
+	return appendAll(ctx, sound)
 }
 
-func (d *destination) keep(ctx context.Context, events []event) error {
+// parcel is what one collector gets of a request.
+type parcel struct {
+	outlet  *outlet
+	spool   *stats.Spool
+	records []stats.Event
+}
+
+// pack divides events among the collectors, and waits for spools that are being opened.
+func (s *statistics) pack(ctx context.Context, events []event) ([]parcel, error) {
+	var parcels []parcel
+	latest := time.Now().Add(outletWait)
+	for _, d := range s.destinations {
+		records := d.records(events)
+		if len(records) == 0 {
+			continue
+		}
+		open, err := d.outlet.opened(ctx, d.tuning, latest)
+		if err != nil {
+			return nil, err
+		}
+		parcels = append(parcels, parcel{d.outlet, open.spool, records})
+	}
+	return parcels, nil
+}
+
+// records are those of the events that the destination is to get, as it is to get them.
+func (d *destination) records(events []event) []stats.Event {
 	records := make([]stats.Event, 0, len(events))
 	for i := range events {
 		e := &events[i]
@@ -123,19 +194,34 @@ func (d *destination) keep(ctx context.Context, events []event) error {
 			records = append(records, stats.Event{App: e.app, Device: e.device, Confirmed: e.confirmed, Data: d.conceal(e.app, e.raw)})
 		}
 	}
-	if len(records) == 0 {
-		return nil
+	return records
+}
+
+func (p *parcel) append(ctx context.Context) error {
+	err := p.spool.Append(ctx, p.records...)
+	// An event that is too large says nothing of the spool.
+	if failing := err != nil && !errors.Is(err, stats.ErrTooLarge); failing != p.outlet.failing.Load() {
+		p.outlet.failing.Store(failing)
 	}
-	spool, err := d.outlet.opened(d.tuning) //nolint:contextcheck // what it opens outlives the request
-	if err != nil {
-		return err
+	return err
+}
+
+// appendAll appends all parcels at once.
+func appendAll(ctx context.Context, parcels []parcel) error {
+	if len(parcels) == 1 {
+		return parcels[0].append(ctx)
 	}
-	// Whoever sent them may leave: they are on their way to disk, from memory that is used again as soon as this returns.
-	return spool.Append(context.WithoutCancel(ctx), records...)
+	errs := make([]error, len(parcels))
+	var work sync.WaitGroup
+	for i := range parcels {
+		work.Go(func() { errs[i] = parcels[i].append(ctx) })
+	}
+	work.Wait()
+	return errors.Join(errs...)
 }
 
 // sawCheck reports that this edge decided a check, as the official server notes it (protocol 1, "Cache and dependencies"). It
-// costs the phone no wait: the report rides the next commit.
+// costs the phone no wait: the report rides the next commit, and is dropped and counted while the spool is not open.
 func (s *statistics) sawCheck(check *resolver.Check, body []byte, action string) {
 	if action == "" {
 		return
@@ -144,12 +230,14 @@ func (s *statistics) sawCheck(check *resolver.Check, body []byte, action string)
 		if !chance(*d.config.Checks) || !d.samples(action) || !d.takesApp(check.AppID) {
 			continue
 		}
-		spool, err := d.outlet.opened(d.tuning)
-		if err != nil {
-			continue // reported there
+		open := d.outlet.open.Load()
+		if open == nil {
+			d.outlet.missed.Add(1)
+			d.outlet.begin(d.tuning)
+			continue
 		}
 		data := d.conceal(check.AppID, resolver.AppendCheckEvent(nil, body, action, time.Now().UnixMilli()))
-		spool.Offer(stats.Event{App: check.AppID, Device: check.DeviceID, Confirmed: true, Data: data})
+		open.spool.Offer(stats.Event{App: check.AppID, Device: check.DeviceID, Confirmed: true, Data: data})
 	}
 }
 

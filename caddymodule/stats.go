@@ -22,7 +22,7 @@ func (h *Handler) serveStats(w http.ResponseWriter, r *http.Request) {
 	case http.MethodPost:
 		h.takeEvents(w, r)
 	default:
-		refuseMethod(w, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
+		h.refuseOrForward(w, r, "/stats", http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
 	}
 }
 
@@ -62,7 +62,7 @@ func (h *Handler) judgeEvents(r *http.Request, events []resolver.Event, refusals
 	if len(events) == 0 {
 		return refusals, accepted
 	}
-	app, err := h.releaseOf(r, events[0].AppID) // they all have the same
+	app, confirmed, err := h.appOf(r, events[0].AppID) // they all have the same
 	for i := range events {
 		e := &events[i]
 		refusal := e.Refusal
@@ -70,7 +70,7 @@ func (h *Handler) judgeEvents(r *http.Request, events []resolver.Event, refusals
 		case refusal != nil:
 		case errors.Is(err, cache.ErrNotFound):
 			refusal = unknownApp
-		case err == nil:
+		case app != nil:
 			refusal = app.manifest.JudgeEvent(e)
 		}
 		refusals = append(refusals, refusal)
@@ -80,20 +80,29 @@ func (h *Handler) judgeEvents(r *http.Request, events []resolver.Event, refusals
 		case e.Ignored:
 			h.runtime.counters.event(eventIgnored, 1)
 		default:
-			// While the origin cannot say whether there is such an app, its events are kept, in a part of their own.
-			accepted = append(accepted, event{app: e.AppID, device: e.DeviceID, action: e.Action, confirmed: err == nil, raw: e.Raw})
+			// While nobody can say whether there is such an app, its events are kept, in a part of their own.
+			accepted = append(accepted, event{app: e.AppID, device: e.DeviceID, action: e.Action, confirmed: confirmed, raw: e.Raw})
 		}
 	}
 	return refusals, accepted
 }
 
-// releaseOf returns what this site knows of an app.
-func (h *Handler) releaseOf(r *http.Request, appID string) (*release, error) {
-	if !h.serves(appID) {
-		return nil, cache.ErrNotFound
+// appOf returns what this site knows of an app: its release, if it has a manifest, and whether it is known to exist. The error
+// is cache.ErrNotFound for one that does not.
+func (h *Handler) appOf(r *http.Request, appID string) (app *release, confirmed bool, err error) {
+	switch {
+	case !h.serves(appID):
+		return nil, false, errForeignApp
+	case h.relayOnly:
+		err = cache.ErrNotFound
+	default:
+		app, _, err = h.library.get(r.Context(), appID)
 	}
-	app, _, err := h.library.get(r.Context(), appID)
-	return app, err
+	if h.relays(err) {
+		confirmed, err = h.relay.knows(appID)
+		return nil, confirmed, err
+	}
+	return app, err == nil, err
 }
 
 func (h *Handler) refuseEvents(w http.ResponseWriter, n int, err error) {

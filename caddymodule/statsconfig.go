@@ -23,11 +23,13 @@ type Stats struct {
 	Collectors []string `json:"collectors,omitempty"`
 
 	// Headers are sent with each request to the collectors, for example an authorization. Write secrets as {env.NAME} or
-	// {file./path}.
+	// {file./path}. Those that the edge sets itself cannot be set: Accept-Encoding, Connection, Content-Length, Content-Type,
+	// Host, Idempotency-Key and Transfer-Encoding.
 	Headers http.Header `json:"headers,omitempty"`
 
 	// MaxSpool is how many bytes of disk the events for one collector may take, in the storage directory. At that size the
-	// oldest ones of the app that has most go, and are counted. Default: 1073741824 (1 GiB).
+	// oldest ones of the app that has most go, and are counted. From 4194304 (4 MiB) to 1099511627776 (1 TiB). Default:
+	// 1073741824 (1 GiB).
 	MaxSpool int64 `json:"max_spool,omitempty"`
 
 	// Checks is the share of update checks that are reported to the collectors, 0 to 1. The official server counts devices
@@ -35,10 +37,10 @@ type Stats struct {
 	// are best effort: a crash may lose the last second of them. Default: 1.
 	Checks *float64 `json:"checks,omitempty"`
 
-	// Drop are actions that are never sent on, such as app_moved_to_background.
+	// Drop are actions that are never sent on, such as app_moved_to_background: exact names.
 	Drop []string `json:"drop,omitempty"`
 
-	// Sample are actions of which only a share is sent on, chosen at random, 0 to 1.
+	// Sample are actions, by their exact names, of which only a share is sent on, chosen at random, 0 to 1.
 	Sample map[string]float64 `json:"sample,omitempty"`
 
 	// CustomID says what becomes of the id that an app gives its user: "keep", "drop", or "hash", which puts the first 32
@@ -57,10 +59,12 @@ const (
 	customIDHash = "hash"
 )
 
-// Bounds of Stats.MaxSpool, in bytes. With less than the minimum a busy minute would not find room.
+// Bounds of Stats.MaxSpool, in bytes. With less than the minimum a busy minute would not find room; more than the maximum is
+// a slip of the pen.
 const (
 	defaultMaxSpool = 1 << 30
 	minMaxSpool     = 4 << 20
+	maxMaxSpool     = 1 << 40
 )
 
 // check judges what can be judged before placeholders have values.
@@ -72,12 +76,22 @@ func (s *Stats) check() error {
 		return errors.New("stats: name the collectors that events go to, such as https://capgo.example.com/stats, or write: stats off")
 	case s.MaxSpool != 0 && s.MaxSpool < minMaxSpool:
 		return fmt.Errorf("max_spool: %d bytes are too little, give at least 4MiB", s.MaxSpool)
+	case s.MaxSpool > maxMaxSpool:
+		return fmt.Errorf("max_spool: %d bytes are too much, give at most 1TiB", s.MaxSpool)
 	case s.CustomID != "" && !slices.Contains([]string{customIDKeep, customIDDrop, customIDHash}, s.CustomID):
 		return fmt.Errorf("custom_id: %q is none of keep, drop and hash", s.CustomID)
 	case s.Checks != nil && !isShare(*s.Checks):
 		return fmt.Errorf("checks: %v is not a share between 0 and 1", *s.Checks)
 	}
+	for _, action := range s.Drop {
+		if err := checkAction("drop", action); err != nil {
+			return err
+		}
+	}
 	for action, share := range s.Sample {
+		if err := checkAction("sample", action); err != nil {
+			return err
+		}
 		if !isShare(share) {
 			return fmt.Errorf("sample: %v is not a share between 0 and 1, of the action %s", share, action)
 		}
@@ -86,24 +100,59 @@ func (s *Stats) check() error {
 		}
 	}
 	for _, address := range s.Collectors {
-		if err := checkCollector(address); err != nil {
+		if err := checkPlaceholders("stats", address); err != nil {
+			return err
+		}
+		if !strings.Contains(address, "{") && !isCollector(address) {
+			return notCollector(address)
+		}
+	}
+	for name := range s.Headers {
+		if err := checkHeaderName(name); err != nil {
 			return err
 		}
 	}
 	return checkApps(s.Apps)
 }
 
-func isShare(f float64) bool { return f >= 0 && f <= 1 }
-
-func checkCollector(address string) error {
-	if err := checkPlaceholders("stats", address); err != nil || strings.Contains(address, "{") {
-		return err
-	}
-	u, err := url.Parse(address)
-	if err != nil || !isWebScheme(u.Scheme) || !isHost(u.Host) || u.User != nil || u.Fragment != "" {
-		return fmt.Errorf("stats: %q must be http(s)://host/path; put a password into a header", address)
+// checkAction judges an action that is named in an option.
+func checkAction(option, action string) error {
+	if action == "" || strings.Contains(action, "*") {
+		return fmt.Errorf("%s: %q is not the exact name of an action, such as app_moved_to_background", option, action)
 	}
 	return nil
+}
+
+func isShare(f float64) bool { return f >= 0 && f <= 1 }
+
+// isCollector judges an address that has no placeholders any more.
+func isCollector(address string) bool {
+	u, err := url.Parse(address)
+	return err == nil && isWebScheme(u.Scheme) && isHost(u.Host) && u.User == nil && u.Fragment == ""
+}
+
+// notCollector is the error for an address, of which it shows what is written: its placeholders may stand for secrets.
+func notCollector(configured string) error {
+	return fmt.Errorf("stats: %q must be http(s)://host/path; put a password into a header", configured)
+}
+
+// sameAddress is the form in which addresses of the same collector are equal: the scheme and the host in lower case, without
+// the port that the scheme has anyway, and with a path (RFC 3986 section 6.2).
+func sameAddress(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return address // which is refused elsewhere
+	}
+	u.Scheme, u.Host = strings.ToLower(u.Scheme), strings.ToLower(u.Host)
+	if u.Scheme == "http" {
+		u.Host = strings.TrimSuffix(u.Host, ":80")
+	} else {
+		u.Host = strings.TrimSuffix(u.Host, ":443")
+	}
+	if u.Path == "" {
+		u.Path = "/"
+	}
+	return u.String()
 }
 
 // checkStats judges the statistics of a site as a whole.
@@ -117,10 +166,11 @@ func checkStats(all []*Stats) error {
 			return errors.New("stats: it is either off or has collectors")
 		}
 		for _, address := range s.Collectors {
-			if seen[address] {
+			same := sameAddress(address)
+			if seen[same] {
 				return fmt.Errorf("stats: the collector %s is there twice", address)
 			}
-			seen[address] = true
+			seen[same] = true
 		}
 	}
 	return nil
@@ -214,7 +264,7 @@ func parseShare(d *caddyfile.Dispenser, text string) (float64, error) {
 	return share, nil
 }
 
-// expand fills in the placeholders of s, and its defaults.
+// expand fills in the placeholders of s, and its defaults, and judges what could not be judged before.
 func (s *Stats) expand() (Stats, error) {
 	full := *s
 	setDefault(&full.MaxSpool, defaultMaxSpool)
@@ -232,9 +282,14 @@ func (s *Stats) expand() (Stats, error) {
 		if strings.Contains(full.Collectors[i], "{") {
 			return full, fmt.Errorf("stats: %q holds a placeholder that has no value here", address)
 		}
+		if !isCollector(full.Collectors[i]) {
+			return full, notCollector(address)
+		}
 	}
-	full.Headers, err = expandHeaders(s.Headers)
-	return full, err
+	if full.Headers, err = expandHeaders(s.Headers); err != nil {
+		return full, err
+	}
+	return full, checkHeaderValues(full.Headers)
 }
 
 // expandHeaders fills in the placeholders of header values.

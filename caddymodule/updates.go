@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -25,15 +26,27 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, statusOK)
 		return
 	default:
-		refuseMethod(w, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
+		h.refuseOrForward(w, r, "/updates", http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
 		return
 	}
 	s := h.takeScratch()
 	defer h.giveScratch(s)
-	app, ok := h.readCheck(w, r, s, maxCheckBody)
-	if !ok {
+	if !h.readCheck(w, r, s, "/updates", maxCheckBody) {
 		return
 	}
+	app, err := h.releaseFor(w, r, s.check.AppID)
+	switch {
+	case err == nil:
+		h.answerCheck(w, r, s, app)
+	case h.relays(err):
+		h.relayCheck(w, r, s)
+	default:
+		refuseLookup(w, err)
+	}
+}
+
+// answerCheck decides a check by the app's manifest.
+func (h *Handler) answerCheck(w http.ResponseWriter, r *http.Request, s *scratch, app *release) {
 	h.assign(&s.check)
 	d, manifest := app.decide(&s.check)
 	h.runtime.counters.decided(&d)
@@ -52,36 +65,43 @@ func (h *Handler) serveUpdates(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, s.answer)
 }
 
-// readCheck reads the device's fields from the body into s and finds the app's release. If it reports false, the request
-// was answered.
-func (h *Handler) readCheck(w http.ResponseWriter, r *http.Request, s *scratch, limit int64) (*release, bool) {
-	var ok bool
-	if ok = h.readLarge(w, r, s, limit); !ok {
+// readCheck reads the device's fields from the body into s. If it reports false, the request was answered.
+func (h *Handler) readCheck(w http.ResponseWriter, r *http.Request, s *scratch, path string, limit int64) bool {
+	if !h.readLarge(w, r, s, limit) {
 		h.runtime.counters.refused(codeTooLarge)
-		return nil, false
+		return false
 	}
 	var err error
-	if s.check, err = s.parser.Parse(s.body); err != nil {
-		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
-		h.runtime.counters.refused(refusal.Code)
-		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
-		writeJSON(w, refusal.Status, s.answer)
-		return nil, false
+	if s.check, err = s.parser.Parse(s.body); err == nil {
+		return true
 	}
-	if !h.serves(s.check.AppID) {
-		refuseLookup(w, cache.ErrNotFound)
-		return nil, false
+	refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
+	h.runtime.counters.refused(refusal.Code)
+	if h.forwardOdd(w, r, s, path, limit) {
+		return false
 	}
-	app, state, err := h.library.get(r.Context(), s.check.AppID)
+	s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
+	writeJSON(w, refusal.Status, s.answer)
+	return false
+}
+
+// releaseFor returns what this site knows of an app by its manifest. The error is cache.ErrNotFound for one that has none.
+func (h *Handler) releaseFor(w http.ResponseWriter, r *http.Request, appID string) (*release, error) {
+	switch {
+	case !h.serves(appID):
+		return nil, errForeignApp
+	case h.relayOnly:
+		return nil, cache.ErrNotFound
+	}
+	app, state, err := h.library.get(r.Context(), appID)
 	if h.Debug {
 		w.Header().Set("Cache-Status", manifestStatus(state))
 	}
-	if err != nil {
-		refuseLookup(w, err)
-		return nil, false
-	}
-	return app, true
+	return app, err
 }
+
+// errForeignApp says that an app is none that this site serves: it is unknown, and nobody is asked about it.
+var errForeignApp = fmt.Errorf("%w: this site does not serve it", cache.ErrNotFound)
 
 // manifestStatus tells in the terms of RFC 9211 how a manifest was had.
 func manifestStatus(state cache.State) string {
@@ -102,15 +122,28 @@ func manifestStatus(state cache.State) string {
 // serveSizes answers POST /updates/manifest_size (protocol 1.9) from the manifest's file_size.
 func (h *Handler) serveSizes(w http.ResponseWriter, r *http.Request) {
 	if r.Method != http.MethodPost {
-		refuseMethod(w, http.MethodPost, http.MethodOptions)
+		h.refuseOrForward(w, r, pathSizes, http.MethodPost, http.MethodOptions)
 		return
 	}
 	s := h.takeScratch()
 	defer h.giveScratch(s)
-	app, ok := h.readCheck(w, r, s, maxSizesBody)
-	if !ok {
+	if !h.readCheck(w, r, s, pathSizes, maxSizesBody) {
 		return
 	}
+	app, err := h.releaseFor(w, r, s.check.AppID)
+	switch {
+	case err == nil:
+		answerSizes(w, s, app)
+	case h.relays(err):
+		h.forwardRead(w, r, s.body, pathSizes, maxSizesBody)
+	default:
+		refuseLookup(w, err)
+	}
+}
+
+const pathSizes = "/updates/manifest_size"
+
+func answerSizes(w http.ResponseWriter, s *scratch, app *release) {
 	files, err := resolver.ParseSizeQuery(s.body)
 	if err != nil {
 		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind

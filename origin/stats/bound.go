@@ -2,6 +2,7 @@ package stats
 
 import (
 	"bytes"
+	"errors"
 	"math/bits"
 	"runtime"
 
@@ -11,9 +12,11 @@ import (
 // The file of bbolt grows and never shrinks, and a transaction writes its pages beside those it replaces. So the bound is
 // kept in pages: a commit that finds fewer than the reserve free drops the oldest records, whose pages serve the next one.
 const (
-	minReserve = 16       // pages
+	minReserve = 24 // pages
+	maxReserve = 4096
+	txPages    = 12       // that each transaction writes beside the data
 	minGrowth  = 64 << 10 // bytes that the file grows by
-	maxGrowth  = 16 << 20
+	maxGrowth  = 4 << 20
 	// unconfirmedShare is the part of the file that the apps which are not known to exist get together, and
 	// unconfirmedApps how many of them there are at most.
 	unconfirmedShare = 16
@@ -21,19 +24,55 @@ const (
 )
 
 // limit sets what the file may grow to.
-func (s *store) limit(maxBytes int64, frozen bool) {
-	s.frozen = frozen
-	growth := min(max(maxBytes/64, minGrowth), maxGrowth)
-	if frozen {
-		if info, err := s.file.Stat(); err == nil {
-			maxBytes, growth = min(maxBytes, info.Size()), 0
+func (s *store) limit(maxBytes int64) {
+	s.maxBytes = maxBytes
+	if runtime.GOOS == "windows" && maxBytes < 1<<30 { // there the file has the size of its map, a power of two
+		maxBytes = 1 << (bits.Len64(uint64(maxBytes)) - 1)
+	}
+	s.high = int(maxBytes/s.pageSize()) - 1
+	s.measure()
+}
+
+// measure notes the size of the file, and that bbolt is not to grow it.
+func (s *store) measure() {
+	if info, err := s.file.Stat(); err == nil {
+		s.size = info.Size()
+	}
+	s.db.AllocSize, s.db.MaxSize = 0, int(s.size)
+	if runtime.GOOS == "windows" {
+		s.db.MaxSize = int(s.maxBytes)
+	}
+}
+
+// grow has the file have so many pages free, as far as its bound allows. It writes zeros, so that a full disk is met here, and not in
+// the middle of a commit: after one that fails bbolt goes through the whole file to find the free pages again. A file that
+// is above its bound already, as that was lowered, may grow a little more, so that events can be dropped from it.
+func (s *store) grow(pages int) error {
+	missing := int64(pages-s.fits()) * s.pageSize()
+	if missing <= 0 || s.frozen || runtime.GOOS == "windows" {
+		return nil
+	}
+	step := min(max(s.maxBytes/64, minGrowth), maxGrowth)
+	to := min(s.size+(missing+step-1)/step*step, s.maxBytes)
+	if s.size > s.maxBytes {
+		to = s.size + missing
+	}
+	defer s.measure()
+	for chunk := make([]byte, step); s.size < to; s.measure() {
+		if _, err := s.file.WriteAt(chunk[:min(step, to-s.size)], s.size); err != nil {
+			return errors.Join(err, s.file.Truncate(s.size))
 		}
 	}
-	s.db.AllocSize, s.db.MaxSize = int(growth), int(maxBytes)
-	if runtime.GOOS == "windows" && maxBytes < 1<<30 { // the file has the size of its map, a power of two
-		maxBytes, growth = 1<<(bits.Len64(uint64(maxBytes))-1), 0
+	return s.file.Sync()
+}
+
+// fits is how many pages a transaction may write with the file as it is.
+func (s *store) fits() int {
+	used, _ := s.pages(s.fileSize())
+	if runtime.GOOS == "windows" {
+		return s.high - used
 	}
-	s.high = int((maxBytes-growth)/s.pageSize()) - 1
+	return int(s.size/s.pageSize()) - 1 - used
 }
 
 func (s *store) pageSize() int64 { return int64(s.db.Info().PageSize) }
@@ -51,55 +90,65 @@ func (s *store) room() int {
 	return s.high - used
 }
 
-// reserve is how many pages are to be free for the next transaction: a quarter more than one took lately.
-func (s *store) reserve() int { return s.usual + s.usual/4 + minReserve }
+// reserveOf is how many pages are to be free for the next transaction of a file of so many.
+func reserveOf(pages int) int { return min(max(pages/16, minReserve), maxReserve) }
 
-// noteUsual notes how many pages the last transaction wrote.
-func (s *store) noteUsual() {
-	st := s.db.Stats()
-	written := st.TxStats.GetPageCount()
-	s.usual = max(s.usual-s.usual/16, int(written-s.written))
-	s.written = written
+func (s *store) reserve() int { return reserveOf(s.high) }
+
+// pagesFor is how many pages a transaction writes that adds so many bytes to so many lanes, at most in all likelihood: the
+// data, the last page of each lane, those above it, and those of the other buckets.
+func (s *store) pagesFor(bytes int64, lanes int) int {
+	return int(bytes*5/4/s.pageSize()) + lanes*5/4 + txPages
 }
 
-// pagesFor is how many pages records of so many bytes take.
-func (s *store) pagesFor(bytes int64) int { return int(bytes*5/4/s.pageSize()) + 1 }
-
-// trim drops what is above the bounds, after so many bytes were added.
-func (s *store) trim(appended int64) error {
+// trim drops what is above the bounds, after so many bytes were added by a transaction that writes so many pages.
+func (s *store) trim(appended int64, pages int) error {
 	if err := s.trimUnconfirmed(); err != nil || s.frozen {
 		return err
 	}
-	short := s.pagesFor(appended) + s.reserve() - s.room()
+	room := s.room()
+	short := int(appended*5/4/s.pageSize()) + s.reserve() - room
 	if short <= 0 {
 		return nil
 	}
-	return s.dropBytes(int64(short+s.high/64) * s.pageSize()) // a little more, so that not each commit has to
+	// A little more, so that not each commit has to.
+	return s.dropBytes(int64(short+s.reserve()/4)*s.pageSize(), room-pages)
 }
 
-// dropBytes makes room for events whose app exists.
-func (s *store) dropBytes(n int64) error {
-	for _, confirmed := range []bool{true, false} {
-		dropped, err := s.dropLargest(confirmed, n, reasonFull)
+// dropBytes drops events of so many bytes, in a transaction that has so many pages left for it. Those of apps that are not
+// known to exist have their own bound, and go only when there are no others.
+func (s *store) dropBytes(n int64, pages int) error {
+	if over := s.apps.unconfirmedBytes - s.unconfirmedMost(); over > 0 { // their share is for when there is room
+		dropped, used, err := s.dropLargest(false, min(n, over), pages, reasonUnconfirmed)
 		if err != nil {
 			return err
 		}
-		n -= dropped
+		n, pages = n-dropped, pages-used
+	}
+	for _, confirmed := range []bool{true, false} {
+		dropped, used, err := s.dropLargest(confirmed, n, pages, reasonFull)
+		if err != nil {
+			return err
+		}
+		n, pages = n-dropped, pages-used
 	}
 	return nil
 }
 
+// unconfirmedMost is how many bytes the apps get together that are not known to exist.
+func (s *store) unconfirmedMost() int64 { return int64(s.high) * s.pageSize() / unconfirmedShare }
+
 func (s *store) trimUnconfirmed() error {
-	share := int64(s.high) * s.pageSize() / unconfirmedShare
-	if over := s.apps.unconfirmedBytes - share; over > 0 {
-		if _, err := s.dropLargest(false, over+share/16, reasonUnconfirmed); err != nil {
+	share := s.unconfirmedMost()
+	if over := s.apps.unconfirmedBytes - share; over > 0 { // what is left of it goes with the next commit
+		if _, _, err := s.dropLargest(false, over+share/64, s.reserve()/4+2*len(s.added), reasonUnconfirmed); err != nil {
 			return err
 		}
 	}
 	if s.apps.unconfirmed <= unconfirmedApps {
 		return nil
 	}
-	for _, a := range s.apps.oldestUnconfirmed(s.apps.unconfirmed - unconfirmedApps + unconfirmedApps/16) {
+	for _, a := range s.apps.oldestUnconfirmed(s.apps.unconfirmed - unconfirmedApps + min(unconfirmedApps/16, s.reserve()/4)) {
 		if _, err := s.dropOldest(a, a.bytes, true, reasonUnconfirmed); err != nil {
 			return err
 		}
@@ -108,28 +157,35 @@ func (s *store) trimUnconfirmed() error {
 }
 
 // dropLargest takes records of so many bytes from the apps that have most, the oldest first, so that all keep the same at
-// last. Batches that are on their way stay, if anything else can go.
-func (s *store) dropLargest(confirmed bool, n int64, why reason) (dropped int64, err error) {
+// last. It ends when so many pages are touched. Batches that are on their way stay, if anything else can go.
+func (s *store) dropLargest(confirmed bool, n int64, pages int, why reason) (dropped int64, used int, err error) {
 	for _, claimed := range []bool{false, true} {
 		v := s.apps.victims(confirmed)
-		for dropped < n {
+		for dropped < n && used < pages {
 			a, lead := v.largest()
 			if a == nil {
 				break
 			}
-			got, err := s.dropOldest(a, max(min(lead, n-dropped), 1), claimed, why)
+			// Not one by one from apps that have the same: an eighth of one is near enough.
+			before := a.total()
+			got, err := s.dropOldest(a, max(min(lead, n-dropped), min(a.bytes/8, dropStep), 1), claimed, why)
 			if err != nil {
-				return dropped, err
+				return dropped, used, err
 			}
-			if dropped += got; got > 0 {
-				v.settle()
-			} else {
+			if got == 0 {
 				v.skip()
+				continue
 			}
+			v.settle()
+			dropped += got
+			used += int(min(Lanes, before-a.total()) + got/s.pageSize())
 		}
 	}
-	return dropped, nil
+	return dropped, used, nil
 }
+
+// dropStep is how many bytes an app loses beyond its fair share at most.
+const dropStep = 64 << 10
 
 // dropChunk bounds what is collected before it is removed.
 const dropChunk = 4096

@@ -50,7 +50,8 @@ type Failure struct {
 	Suspect bool
 	// TooLarge says that the collector takes smaller batches only.
 	TooLarge bool
-	// Code names the failure: the collector's own code, or "status_503", "timeout", "no_answer".
+	// Code names the failure: the collector's own code, or "status_503", "timeout", "no_answer", "broken_answer",
+	// "foreign_answer".
 	Code string
 	// Message is what the collector says about it. It may be anything, so it stands in dead letters only.
 	Message string
@@ -83,7 +84,9 @@ type HTTPCollectorOptions struct {
 	// URL is where events are posted to. A user and password in it are sent as basic authentication, a query is sent as it
 	// is; errors show neither.
 	URL string
-	// Header is sent with each request, for example an authorization. "Host" names another host to the server.
+	// Header is sent with each request, for example an authorization. "Host" names another host to the server. Left out are
+	// "Accept-Encoding", as answers in a compression that was asked for here would not be unpacked, and "CDN-Loop", which is
+	// not to be configured (RFC 8586): it names the spool, see [Forwarder.Looped].
 	Header http.Header
 	// ObjectForm sends each event by itself, as an object. Default: arrays, and objects only where arrays are refused.
 	ObjectForm bool
@@ -120,6 +123,8 @@ func NewHTTPCollector(o HTTPCollectorOptions) (*HTTPCollector, error) {
 	for name, values := range o.Header {
 		c.header[http.CanonicalHeaderKey(name)] = values
 	}
+	c.header.Del("Accept-Encoding")
+	c.header.Del(headerLoop)
 	address.User, address.Fragment, address.RawFragment = nil, "", ""
 	shown := *address
 	shown.RawQuery, shown.ForceQuery = "", false
@@ -264,6 +269,7 @@ func (c *HTTPCollector) request(ctx context.Context, key string, body []byte) (*
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Idempotency-Key", key)
+	req.Header.Set(headerLoop, loopID(key))
 	return req, nil
 }
 

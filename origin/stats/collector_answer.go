@@ -20,6 +20,7 @@ const (
 	codeBlocked       = "provider_infrastructure_request_blocked" // our address is one of a data centre
 	codeRateLimited   = "too_many_requests"
 	codeMisconfigured = "server_misconfigured" // of capgo-update-lite
+	codeError         = "error"                // ours, where a collector gives none
 )
 
 // maxRetryAfter bounds what is obeyed of a Retry-After. A mistaken one (a date in another year, milliseconds for seconds)
@@ -31,9 +32,12 @@ const maxMessage = 300
 
 // collectorAnswer is the body of an answer. What has another type than expected is left out.
 type collectorAnswer struct {
-	Error    any            `json:"error"`
-	Message  any            `json:"message"`
-	Results  []resultAnswer `json:"results"`
+	Error    any           `json:"error"`
+	Message  any           `json:"message"`
+	Status   any           `json:"status"`
+	OK       any           `json:"ok"`
+	Success  any           `json:"success"`
+	Results  resultsAnswer `json:"results"`
 	MoreInfo struct {
 		AppID any `json:"app_id"`
 		waitAnswer
@@ -57,19 +61,32 @@ type waitAnswer struct {
 // readAnswer judges the answer to a request with n events.
 func readAnswer(status int, header http.Header, body []byte, n int, now time.Time) ([]Verdict, *Failure) {
 	var answer collectorAnswer
-	if err := json.Unmarshal(body, &answer); err != nil {
-		if _, ok := errors.AsType[*json.UnmarshalTypeError](err); !ok {
-			answer = collectorAnswer{} // no JSON; a member of another type is left out by itself
-		}
-	}
+	err := json.Unmarshal(body, &answer)
+	_, mistyped := errors.AsType[*json.UnmarshalTypeError](err) // a member of another type is left out by itself
 	code, message := codeOf(answer.Error, answer.Message)
 	taken := status/100 == 2
-	if taken && len(answer.Results) > 0 {
-		return readResults(answer.Results, n)
+	if taken {
+		if failure := unread(header, body, err == nil || mistyped, &answer); failure != nil {
+			return nil, failure
+		}
+		if len(answer.Results.items) > 0 {
+			return readResults(answer.Results.items, n)
+		}
+		if code == "" && answer.denies() {
+			code = codeError
+		}
+		if code == "" {
+			return allOf(n, Verdict{Fate: Delivered}), nil
+		}
 	}
-	if taken && code == "" {
-		return allOf(n, Verdict{Fate: Delivered}), nil
-	}
+	return refusalOf(status, header, &answer, code, message, n, now)
+}
+
+// refusalOf judges an answer that says no.
+func refusalOf(
+	status int, header http.Header, answer *collectorAnswer, code, message string, n int, now time.Time,
+) ([]Verdict, *Failure) {
+	taken := status/100 == 2
 	failure := judgeStatus(status)
 	if taken {
 		failure = &Failure{Scope: ScopeContent, Err: errors.New("it refuses the batch")}
@@ -81,7 +98,7 @@ func readAnswer(status int, header http.Header, body []byte, n int, now time.Tim
 		failure.Err = fmt.Errorf("%w (code %s)", failure.Err, code)
 	}
 	failure.Message = message
-	failure.RetryAfter = retryAfter(header, &answer, now)
+	failure.RetryAfter = retryAfter(header, answer, now)
 	if failure.RetryAfter > 0 {
 		failure.Suspect = false // it knows what it does
 	}
@@ -112,6 +129,9 @@ func judgeStatus(status int) *Failure {
 		http.StatusFailedDependency, http.StatusTooEarly, http.StatusPreconditionRequired,
 		http.StatusRequestHeaderFieldsTooLarge, http.StatusUnavailableForLegalReasons:
 		return &Failure{Err: errors.New(said + ", which is not about the events; ask its operator, or correct header and address")}
+	case http.StatusLoopDetected: // see Forwarder.Looped
+		return &Failure{Err: errors.New(said + ": its address leads back to an edge, which has these events already; " +
+			"set it to the collector itself")}
 	case http.StatusConflict: // what a collector says to a key whose first request it still works on
 		return &Failure{Suspect: true, Err: errors.New(said)}
 	case http.StatusRequestEntityTooLarge:
@@ -179,7 +199,7 @@ func readResults(results []resultAnswer, n int) ([]Verdict, *Failure) {
 		seen[i] = true
 		code, message := codeOf(r.Error, r.Message)
 		if code == "" && r.Status == "error" {
-			code = "error"
+			code = codeError
 		}
 		if code != "" {
 			verdicts[i] = verdictOf(code, message)
@@ -227,7 +247,7 @@ func codeOf(code, message any) (string, string) {
 			text = strings.ToValidUTF8(v[:min(len(v), maxMessage)], "")
 		}
 	}
-	return "error", text
+	return codeError, text
 }
 
 // retryAfter reads how long to wait: from the header, in seconds or as a date, else from the body.

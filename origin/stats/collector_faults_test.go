@@ -165,6 +165,26 @@ func TestCollectorFaults(t *testing.T) {
 			arrives: []string{"a[d1 d2 d3 d4] -", "a[d1 d2 d3 d4] 200"},
 		},
 		{
+			name: "a captive portal",
+			answer: fails(3, reply{
+				status: 200, unread: true, body: "<!doctype html><title>Log in</title>", header: map[string]string{"Content-Type": "text/html; charset=utf-8"},
+			}),
+			arrives: []string{"a[d1 d2 d3 d4] 200", "a[d1 d2 d3 d4] 200", "a[d1 d2 d3 d4] 200", "a[d1 d2 d3 d4] 200"},
+			reports: "it answers with something that is no statistics answer (text/html): is this the right address? | works",
+		},
+		{
+			name:    "results that are cut off",
+			answer:  fails(1, reply{status: 200, unread: true, body: `{"status":"ok","results":[{"status":"ok","index":0},{"sta`}),
+			arrives: []string{"a[d1 d2 d3 d4] 200", "a[d1 d2 d3 d4] 200"},
+			reports: "what became of the events is not known; they are sent again under the same key | works",
+		},
+		{
+			name:    "a loop",
+			answer:  fails(2, reply{status: 508, body: `{"error":"loop_detected"}`}),
+			arrives: []string{"a[d1 d2 d3 d4] 508", "a[d1 d2 d3 d4] 508", "a[d1 d2 d3 d4] 200"},
+			reports: "its address leads back to an edge, which has these events already; set it to the collector itself (code loop_detected) | works",
+		},
+		{
 			name: "takes no arrays",
 			answer: func(a arrival) reply {
 				if !a.object {
@@ -356,14 +376,14 @@ func TestCollectorFaults(t *testing.T) {
 	}
 }
 
-// checkKeys: a request that failed is sent again with the key it had. One that was answered ended, whatever became of its
+// checkKeys: a request that failed is sent again with the key it had. One that was answered, so that it tells, ended, whatever became of its
 // events: if they are sent again it is in another, even if they are the same.
 func checkKeys(t *testing.T, arrivals []arrival) {
 	t.Helper()
 	last := map[string]arrival{} // by composition
 	for _, a := range arrivals {
 		composition := fmt.Sprint(a.app, a.object, a.events)
-		if was, ok := last[composition]; ok && (was.key == a.key) != (was.status != 200) {
+		if was, ok := last[composition]; ok && (was.key == a.key) != (was.status != 200 || was.unread) {
 			t.Errorf("%s had the key %s, and then, as %s, the key %s", was, was.key, a, a.key)
 		}
 		last[composition] = a

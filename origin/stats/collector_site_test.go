@@ -44,12 +44,14 @@ type arrival struct {
 	n      int // from 1
 	at     time.Duration
 	key    string
+	loop   http.Header
 	bytes  int
 	object bool
 	app    string
 	events []event
 	status int
 	codes  []string // of the events, in a 200 with results
+	unread bool     // a 200 does not tell what became of them
 }
 
 type event struct {
@@ -92,7 +94,8 @@ type reply struct {
 	codes  []string // what the body says, event by event
 	header map[string]string
 	hang   bool
-	cut    int // 1: before the answer, 2: in the middle of it
+	unread bool // the body does not tell
+	cut    int  // 1: before the answer, 2: in the middle of it
 }
 
 var ok = reply{status: 200, body: `{"status":"ok"}`}
@@ -226,7 +229,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	a := arrival{bytes: len(body), at: time.Since(s.began), key: r.Header.Get("Idempotency-Key"), object: body[0] == '{'}
+	a := arrival{bytes: len(body), at: time.Since(s.began), key: r.Header.Get("Idempotency-Key"), loop: r.Header, object: body[0] == '{'}
 	if a.object {
 		body = slices.Concat([]byte("["), body, []byte("]"))
 	}
@@ -237,7 +240,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	a.n = len(s.arrivals) + 1
 	reply := s.answer(a)
-	a.codes = reply.codes
+	a.codes, a.unread = reply.codes, reply.unread
 	if a.status = reply.status; reply.hang || reply.cut > 0 {
 		a.status = 0
 	}

@@ -1,6 +1,7 @@
 package stats_test
 
 import (
+	"compress/gzip"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -28,12 +29,15 @@ func TestHTTPCollectorSends(t *testing.T) {
 		got = r
 		body = append(body, string(raw))
 		connections = append(connections, r.RemoteAddr)
-		_, _ = io.WriteString(w, `{"status":"ok","results":[{"status":"ok","index":0},{"status":"error","error":"semver_error","message":"m","index":1}]}`)
+		w.Header().Set("Content-Encoding", "gzip")
+		zipped := gzip.NewWriter(w)
+		_, _ = io.WriteString(zipped, `{"status":"ok","results":[{"status":"ok","index":0},{"status":"error","error":"semver_error","message":"m","index":1}]}`)
+		_ = zipped.Close()
 	}))
 	defer server.Close()
 	c, err := stats.NewHTTPCollector(stats.HTTPCollectorOptions{
 		URL:    strings.Replace(server.URL, "http://", "http://user:pass@", 1) + "/stats?q=1#fragment",
-		Header: http.Header{"x-token": {"t"}, "Host": {"stats.example"}},
+		Header: http.Header{"x-token": {"t"}, "Host": {"stats.example"}, "accept-encoding": {"br"}, "cdn-loop": {"x"}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -52,6 +56,7 @@ func TestHTTPCollectorSends(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"X-Token": "t", "Content-Type": "application/json", "Idempotency-Key": "key", "User-Agent": "capgo-edge",
+		"Accept-Encoding": "gzip", "CDN-Loop": "capgo-edge-key",
 	} {
 		if got.Header.Get(name) != want {
 			t.Errorf("%s is %q", name, got.Header.Get(name))
@@ -108,7 +113,12 @@ func TestReadAnswer(t *testing.T) {
 	}{
 		{"ok", `{"status":"ok"}`, 200, all, ""},
 		{"no body", ``, 204, all, ""},
-		{"not JSON", `<html>`, 200, all, ""},
+		{"status error", `{"status":"Error","message":"m"}`, 200, split, "dead:error"},
+		{"status error and no results", `{"status":"error","results":[]}`, 200, split, "dead:error"},
+		{"another status", `{"status":7}`, 200, all, ""},
+		{"ok false", `{"ok":false}`, 200, split, "dead:error"},
+		{"success false", `{"success":false,"error":null}`, 200, split, "dead:error"},
+		{"ok true", `{"ok":true,"success":true,"error":false}`, 200, all, ""},
 		{"empty object", `{}`, 202, all, ""},
 		{"error null", `{"error":null}`, 200, all, ""},
 		{"no results", `{"results":[]}`, 200, all, ""},
@@ -162,6 +172,51 @@ func TestReadAnswer(t *testing.T) {
 			}
 			if got := shown(stats.ReadAnswer(test.status, nil, []byte(test.body), 1, time.Now())); got != test.one {
 				t.Errorf("one event: %s, not %s", got, test.one)
+			}
+		})
+	}
+}
+
+// TestReadUnclear: what an answer with status 200 means that is not one of this protocol.
+func TestReadUnclear(t *testing.T) {
+	const taken, broken, foreign = "taken", "broken_answer", "foreign_answer"
+	tests := []struct{ name, kind, body, want string }{
+		{"nothing", "", "", taken},
+		{"nothing, as HTML", "text/html", "\r\n", taken},
+		{"text", "text/plain; charset=utf-8", "OK\n", taken},
+		{"text of no type", "", "events received", taken},
+		{"ok, as HTML", "text/html; charset=utf-8", "ok", taken},
+		{"JSON, as HTML", "text/html", `{"status":"ok"}`, taken},
+		{"JSON text", "application/json", `"ok"`, taken},
+		{"JSON array", "application/json", `[]`, taken},
+		{"JSON number", "application/json", `1`, taken},
+		{"JSON null", "application/json", `null`, taken},
+		{"page", "text/html; charset=utf-8", "<!doctype html><p>Log in</p>", foreign},
+		{"page of no type", "", "<html>", foreign},
+		{"page of another type", "application/json", "<html>", foreign},
+		{"text, as HTML", "text/html", "Log in first", foreign},
+		{"long text", "text/plain", strings.Repeat("log in ", 20), foreign},
+		{"lines", "text/plain", "log in\nhere", foreign},
+		{"binary", "application/octet-stream", "\x1f\x8b\x08", foreign},
+		{"cut", "application/json", `{"status":"ok"`, broken},
+		{"cut results", "application/json", `{"status":"ok","results":[{"status":"ok","ind`, broken},
+		{"cut array", "application/json", `[{"status":`, broken},
+		{"results of texts", "application/json", `{"results":["ok","ok"]}`, broken},
+		{"index of another type", "application/json", `{"results":[{"index":"1","error":"x"}]}`, broken},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			header := http.Header{"Content-Type": {test.kind}}
+			verdicts, failure := stats.ReadAnswer(200, header, []byte(test.body), 2, time.Now())
+			if test.want == taken {
+				if got := shown(verdicts, failure); got != "all delivered" {
+					t.Error(got)
+				}
+				return
+			}
+			// No verdicts: the batch keeps its key.
+			if verdicts != nil || shown(nil, failure) != "collector suspect" || failure.Code != test.want {
+				t.Errorf("%v, %+v", verdicts, failure)
 			}
 		})
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -19,7 +19,8 @@ const (
 	maxOffered   = 4 << 20  // of them, bytes that nobody waits for
 	offeredDelay = time.Second
 	maxGroup     = 8 << 20 // bytes that one transaction adds
-	groupEvents  = 16_384
+	groupLanes   = 16_384
+	opLanes      = 6   // as many pages as adding to so many lanes an operation writes
 	entryMemory  = 160 // what an entry takes beside its data
 )
 
@@ -28,6 +29,7 @@ type request struct {
 	events  []entry
 	op      func(*store) error // its error fails the transaction: it is one of the file
 	size    int                // bytes
+	lanes   int                // that events go to, at most
 	offered bool
 	answer  chan error // nil if nobody waits
 }
@@ -64,20 +66,29 @@ func (s *Spool) append(ctx context.Context, entries []entry) error {
 	return failure
 }
 
-// requests divides entries into pieces that a transaction has room for.
+// requests divides entries into pieces that a transaction has room for, even when the spool is full.
 func (s *Spool) requests(entries []entry) (all []*request) {
 	s.mu.Lock()
-	most := groupBytes(s.tuning.maxBytes) / 2
+	t := s.tuning
 	s.mu.Unlock()
+	bytes, lanes := groupBytes(t.maxBytes)/2, reserveOf(int(t.maxBytes)/os.Getpagesize())/3
+	type lane struct {
+		app string
+		n   uint64
+	}
 	var r *request
+	var seen map[lane]struct{}
 	for i, e := range entries {
 		size := len(e.data) + entryMemory
-		if r == nil || r.size+size > most {
+		if r == nil || r.size+size > bytes || r.lanes >= lanes {
 			r = &request{answer: make(chan error, 1), events: entries[i:i]}
 			all = append(all, r)
+			seen = map[lane]struct{}{}
 		}
 		r.events = r.events[:len(r.events)+1]
 		r.size += size
+		seen[lane{e.app, e.device % Lanes}] = struct{}{}
+		r.lanes = len(seen)
 	}
 	return all
 }
@@ -99,7 +110,7 @@ func (s *Spool) offer(entries []entry) bool {
 	if s.closed || s.offered+size > maxOffered {
 		return false
 	}
-	s.queue = append(s.queue, &request{events: entries, size: size, offered: true})
+	s.queue = append(s.queue, &request{events: entries, size: size, lanes: 1, offered: true})
 	s.queued += size
 	s.offered += size
 	s.alarmLocked()
@@ -113,12 +124,12 @@ func (s *Spool) alarmLocked() {
 	}
 }
 
-// do runs op in a transaction of the committer.
-func (s *Spool) do(ctx context.Context, op func(*store) error) error {
+// do runs op in a transaction of the committer, which writes as many pages as if it added to so many lanes.
+func (s *Spool) do(ctx context.Context, lanes int, op func(*store) error) error {
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
-	r := &request{op: op, answer: make(chan error, 1)}
+	r := &request{op: op, lanes: lanes, answer: make(chan error, 1)}
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
@@ -142,7 +153,7 @@ func (s *Spool) poke() {
 func (s *Spool) run(opened chan<- error) {
 	defer close(s.done)
 	debug.SetPanicOnFault(true) // for this goroutine; see guard
-	err := s.open()
+	err := s.open(false)
 	opened <- err
 	if err != nil {
 		return
@@ -160,7 +171,7 @@ func (s *Spool) run(opened chan<- error) {
 		return
 	}
 	if err := s.store.close(); err != nil {
-		s.fail(fmt.Errorf("close spool %s: %w", s.path, err))
+		s.closeErr = fmt.Errorf("close spool %s: %w", s.path, err)
 	}
 }
 
@@ -185,17 +196,21 @@ func (s *Spool) drain() {
 
 // take takes what the next transaction does from the queue.
 func (s *Spool) take() (tuning, []*request) {
+	room := 0
+	if s.store != nil {
+		room = s.store.roomNow()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	size, events, n := 0, 0, 0
+	size, lanes, n := 0, 0, 0
 	most := groupBytes(s.tuning.maxBytes)
 	for ; n < len(s.queue); n++ {
 		r := s.queue[n]
-		if n > 0 && (size+r.size > most || events+len(r.events) > groupEvents) {
+		size += r.size
+		lanes += r.lanes
+		if n > 0 && (size > most || lanes > groupLanes || s.store != nil && s.store.pagesFor(int64(size), lanes) > room) {
 			break
 		}
-		size += r.size
-		events += len(r.events)
 		s.queued -= r.size
 		if r.offered {
 			s.offered -= r.size
@@ -243,10 +258,9 @@ func (s *Spool) commit(t tuning, group []*request) (again []*request) {
 		s.fail(err)
 		return s.answer(group, err)
 	}
-	frozen := s.disk.low(t.minFree)
-	s.store.limit(t.maxBytes, frozen)
-	if frozen {
-		group, again = s.refuse(group)
+	s.store.limit(t.maxBytes)
+	if err := s.space(t, group); err != nil {
+		group, again = s.refuse(group, err)
 	}
 	if len(group) == 0 {
 		return again
@@ -254,33 +268,66 @@ func (s *Spool) commit(t tuning, group []*request) (again []*request) {
 	return append(again, s.write(t, group)...)
 }
 
-// refuse answers the requests of a group for which a file that may not grow has no room.
-func (s *Spool) refuse(group []*request) (rest, again []*request) {
-	room := s.store.roomNow() - s.store.reserve()
+// space has the file grow as a group needs it, and says why it cannot.
+func (s *Spool) space(t tuning, group []*request) (err error) {
+	st := s.store
+	st.frozen = s.disk.low(t.minFree)
+	switch {
+	case st.frozen:
+		return errMinFree
+	case time.Since(s.grown) < growEvery:
+		err = s.growth
+	default:
+		if err = st.grow(2*st.pagesOf(group) + minReserve); err != nil {
+			err = commitError(s.path, err)
+			s.grown, s.growth = time.Now(), err
+		}
+	}
+	st.frozen = err != nil
+	return err
+}
+
+// growEvery is how often a file is tried to grow on a disk that is full.
+const growEvery = time.Second
+
+// pagesOf is how many pages a group writes.
+func (s *store) pagesOf(group []*request) int {
+	size, lanes := int64(0), 0
 	for _, r := range group {
-		if room -= s.store.pagesFor(int64(r.size)); len(r.events) > 0 && room < 0 {
-			err := fmt.Errorf("%w: less than min_free is left", ErrNoSpace)
+		size, lanes = size+int64(r.size), lanes+r.lanes
+	}
+	return s.pagesFor(size, lanes)
+}
+
+// refuse answers the requests of a group for which a file that cannot grow has no room.
+func (s *Spool) refuse(group []*request, err error) (rest, again []*request) {
+	room, size, lanes := s.store.fits()-minReserve, int64(0), 0
+	for _, r := range group {
+		if len(r.events) > 0 && s.store.pagesFor(size+int64(r.size), lanes+r.lanes) > room {
 			s.fail(err)
 			again = append(again, s.answer([]*request{r}, err)...)
 			continue
 		}
+		size, lanes = size+int64(r.size), lanes+r.lanes
 		rest = append(rest, r)
 	}
 	return rest, again
 }
 
+var errMinFree = fmt.Errorf("%w: less than min_free is left", ErrNoSpace)
+
 // write commits a group, in smaller ones if it needs more pages at once than there are.
 func (s *Spool) write(t tuning, group []*request) (again []*request) {
-	err := s.store.update(func() error { return s.apply(group) })
+	err := s.store.update(s.store.pagesOf(group), func() error { return s.apply(group) })
 	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
 		if half := len(group) / 2; half > 0 {
 			again = s.commit(t, group[:half])
 			return append(again, s.commit(t, group[half:])...)
 		}
-		err = s.squeeze(t, group)
+		err = s.squeeze(t, group[0])
 	}
 	if err == nil {
-		s.committed(group)
+		s.committed()
 	} else {
 		s.store.broken = s.store.broken || errors.Is(err, errDamaged)
 		err = commitError(s.path, err)
@@ -292,7 +339,7 @@ func (s *Spool) write(t tuning, group []*request) (again []*request) {
 // apply does what the requests of a group are about, in a transaction.
 func (s *Spool) apply(group []*request) error {
 	st := s.store
-	appended := int64(0)
+	appended, lanes := int64(0), 0
 	for _, r := range group {
 		for i := range r.events {
 			if err := st.append(&r.events[i]); err != nil {
@@ -300,6 +347,7 @@ func (s *Spool) apply(group []*request) error {
 			}
 		}
 		appended += int64(r.size)
+		lanes += r.lanes
 		if r.op == nil {
 			continue
 		}
@@ -310,35 +358,65 @@ func (s *Spool) apply(group []*request) error {
 	s.mu.Lock()
 	st.state.dropped[reasonOfferedOverflow] = s.overflow
 	s.mu.Unlock()
-	st.state.dropped[reasonDeadLettersFull] = s.dead.droppedCount()
-	return st.trim(appended)
+	st.state.dropped[reasonDeadLettersFull] = s.dead.dropped.Load()
+	return st.trim(appended, st.pagesFor(appended, lanes))
 }
 
-// squeeze commits a single request that found too few pages, by dropping more and more before it.
-func (s *Spool) squeeze(t tuning, group []*request) error {
-	if s.store.frozen {
-		if len(group[0].events) > 0 {
-			return fmt.Errorf("%w: less than min_free is left", ErrNoSpace)
-		}
-		s.store.limit(t.maxBytes, false) // what is delivered makes room: it may have the few pages for it
+// squeeze commits a single request that found too few pages, or seemed to.
+func (s *Spool) squeeze(t tuning, r *request) error {
+	frozen := s.store.frozen
+	if frozen && len(r.events) > 0 {
+		return errMinFree
 	}
-	err := error(bolterrors.ErrMaxSizeReached)
-	for n := s.store.pageSize(); n < t.maxBytes/2 && errors.Is(err, bolterrors.ErrMaxSizeReached); n *= 2 {
+	apply := func() error { return s.apply([]*request{r}) }
+	pages := 2 * s.store.pagesOf([]*request{r})
+	if frozen { // what is delivered makes room: it may have what there is, and if that is too little, the few pages that are missing
+		if err := s.store.update(0, apply); !errors.Is(err, bolterrors.ErrMaxSizeReached) {
+			return err
+		}
+	}
+	if err := s.ready(); err != nil {
+		return err
+	}
+	s.store.frozen = false
+	s.store.limit(t.maxBytes)
+	if !frozen {
+		if err := s.makeRoom(t, pages+s.store.reserve()); err != nil {
+			return err
+		}
+	}
+	return s.store.update(pages, apply)
+}
+
+// makeRoom drops events until the file could have so many pages free. It does so in steps that fit into what there is.
+func (s *Spool) makeRoom(t tuning, pages int) error {
+	for touch := s.store.reserve(); s.store.roomNow() < pages && s.store.apps.records > 0; {
+		before := s.store.apps.records
+		if err := s.store.grow(touch + txPages); err == nil {
+			touch = max(min(touch, s.store.fits()-txPages), 1)
+		}
+		n := int64(pages-s.store.roomNow()) * s.store.pageSize()
+		err := s.store.update(0, func() error { return s.store.dropBytes(min(n, salvageChunk), touch) })
+		if err == nil && s.store.apps.records == before {
+			s.store.broken = true
+			return fmt.Errorf("%w: of %d events none can be dropped", errDamaged, before)
+		}
+		if err == nil {
+			continue
+		}
+		if touch /= 2; !errors.Is(err, bolterrors.ErrMaxSizeReached) || touch == 0 {
+			return err
+		}
 		if err := s.ready(); err != nil {
 			return err
 		}
-		s.store.limit(t.maxBytes, false)
-		if err = s.store.update(func() error { return s.store.dropBytes(n) }); err != nil {
-			continue
-		}
-		err = s.store.update(func() error { return s.apply(group) })
+		s.store.limit(t.maxBytes)
 	}
-	return err
+	return nil
 }
 
 // committed tells what a commit did.
-func (s *Spool) committed(group []*request) {
-	s.repairs = 0
+func (s *Spool) committed() {
 	st := s.store
 	s.mu.Lock()
 	watcher := s.watcher
@@ -349,11 +427,8 @@ func (s *Spool) committed(group []*request) {
 		}
 	}
 	s.publish()
-	for _, r := range group {
-		if len(r.events) > 0 || !st.frozen {
-			s.fail(nil)
-			return
-		}
+	if !st.frozen {
+		s.fail(nil)
 	}
 }
 
@@ -413,7 +488,7 @@ func (s *Spool) fail(err error) {
 // commitError says what a transaction failed of.
 func commitError(path string, err error) error {
 	switch {
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, bolterrors.ErrMaxSizeReached):
+	case isNoSpace(err), errors.Is(err, bolterrors.ErrMaxSizeReached):
 		if !errors.Is(err, ErrNoSpace) {
 			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
 		}

@@ -20,38 +20,31 @@ const (
 	compactEvery = time.Minute
 )
 
-// maintain brings a file that is too large, for its bound or for what is in it, to its size.
+// maintain keeps the reserve, and brings a file that is too large, for its bound or for what is in it, to its size.
 func (s *Spool) maintain(t tuning) {
 	st := s.store
 	if st == nil || st.stale || st.broken || st.frozen {
 		return
 	}
-	st.limit(t.maxBytes, false)
-	info, err := st.file.Stat()
-	if err != nil {
-		return
+	st.limit(t.maxBytes)
+	if st.roomNow() < st.reserve() {
+		err := s.makeRoom(t, st.reserve())
+		s.publish()
+		if err != nil {
+			s.fail(commitError(s.path, err))
+			return
+		}
 	}
 	used := st.usedBytes()
-	over := info.Size() > t.maxBytes
-	wasteful := info.Size() > wasteAbove && used < info.Size()/wasteShare && used < compactAtMost
+	over := st.size > t.maxBytes
+	wasteful := st.size > wasteAbove && used < st.size/wasteShare && used < compactAtMost
 	if !over && !wasteful || time.Since(s.compacted) < compactEvery {
 		return
 	}
-	if err := s.shrink(t, over); err != nil {
+	if err := s.compact(t); err != nil {
 		s.compacted = time.Now()
 		s.fail(fmt.Errorf("make spool %s smaller: %w", s.path, err))
 	}
-}
-
-// shrink drops what is above the bound and writes the rest into a new file.
-func (s *Spool) shrink(t tuning, over bool) error {
-	for over && s.store.roomNow() < s.store.reserve() && s.store.apps.records > 0 {
-		short := int64(s.store.reserve()-s.store.roomNow()) * s.store.pageSize()
-		if err := s.store.update(func() error { return s.store.dropBytes(min(short, salvageChunk)) }); err != nil {
-			return err
-		}
-	}
-	return s.compact(t)
 }
 
 const leftoverSuffix = ".new"
@@ -74,7 +67,7 @@ func (s *Spool) compact(t tuning) error {
 	err := st.close()
 	s.store = nil
 	if err = errors.Join(err, os.Rename(next, s.path), syncDir(filepath.Dir(s.path))); err != nil {
-		return errors.Join(err, s.open())
+		return errors.Join(err, s.open(true))
 	}
 	if s.store, err = openStore(s.path, t.maxBytes); err != nil {
 		s.store = nil
@@ -104,7 +97,7 @@ func (s *store) usedBytes() int64 {
 	return int64(used) * s.pageSize()
 }
 
-// roomNow is how many pages the next transaction may write.
+// roomNow is how many pages the next transaction could write in a file of the size of its bound.
 func (s *store) roomNow() int {
 	used, _ := s.pages(s.fileSize())
 	return s.high - used

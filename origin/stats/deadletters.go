@@ -12,8 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -25,7 +25,7 @@ type DeadLetter struct {
 	Device  string          `json:"device"` // hash of the device, 16 hexadecimal digits
 	Code    string          `json:"code"`   // the collector's
 	Message string          `json:"message,omitempty"`
-	Event   json.RawMessage `json:"event"` // a string if it was no JSON
+	Event   json.RawMessage `json:"event"` // a string holds what was not JSON, or a string
 }
 
 // letters are the dead letters: JSON Lines in two files. When the current one has half of the bytes, it takes the place of the
@@ -34,13 +34,13 @@ type letters struct {
 	current, previous string
 	most              int64 // bytes of each
 
-	mu       sync.Mutex
-	lines    [2]int64 // of the two files
-	size     [2]int64
-	torn     bool // the current file ends within a line
-	dropped  uint64
-	moved    uint64
-	replayed uint64
+	lines   [2]atomic.Int64 // of the two files
+	size    [2]atomic.Int64
+	dropped atomic.Uint64 // since the file of the spool was begun
+	moved   atomic.Uint64
+
+	mu   sync.Mutex // held while the files are written, which may wait for the committer
+	torn bool       // the current file ends within a line
 }
 
 func openLetters(stem string, maxBytes int64) (*letters, error) {
@@ -58,7 +58,8 @@ func openLetters(stem string, maxBytes int64) (*letters, error) {
 func (d *letters) measure(i int, path string) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		d.lines[i], d.size[i] = 0, 0
+		d.lines[i].Store(0)
+		d.size[i].Store(0)
 		if i == 0 {
 			d.torn = false
 		}
@@ -70,11 +71,11 @@ func (d *letters) measure(i int, path string) error {
 	defer f.Close() //nolint:errcheck // it is only read
 	buf := make([]byte, 64<<10)
 	var lines, size int64
-	last := byte('\n')
+	torn := false
 	for {
 		n, err := f.Read(buf)
 		if n > 0 {
-			last = buf[n-1]
+			torn = !bytes.HasSuffix(buf[:n], []byte("\n"))
 		}
 		lines += int64(bytes.Count(buf[:n], []byte("\n")))
 		size += int64(n)
@@ -85,33 +86,22 @@ func (d *letters) measure(i int, path string) error {
 			return err
 		}
 	}
-	d.lines[i], d.size[i] = lines, size
+	d.lines[i].Store(lines)
+	d.size[i].Store(size)
 	if i == 0 {
-		d.torn = last != '\n'
+		d.torn = torn
 	}
 	return nil
 }
 
 // adopt begins to count the dropped where the file of the spool ended.
-func (d *letters) adopt(dropped uint64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.dropped = max(d.dropped, dropped)
-}
-
-func (d *letters) droppedCount() uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.dropped
-}
+func (d *letters) adopt(dropped uint64) { d.dropped.Store(max(d.dropped.Load(), dropped)) }
 
 func (d *letters) addTo(s *SpoolStats) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	s.Dead = d.moved
-	s.DeadEvents = d.lines[0] + d.lines[1]
-	s.DeadBytes = d.size[0] + d.size[1]
-	s.Dropped[reasons[reasonDeadLettersFull]] = d.dropped
+	s.Dead = d.moved.Load()
+	s.DeadEvents = d.lines[0].Load() + d.lines[1].Load()
+	s.DeadBytes = d.size[0].Load() + d.size[1].Load()
+	s.Dropped[reasons[reasonDeadLettersFull]] = d.dropped.Load()
 }
 
 // bury writes the dead of a batch, and syncs. Those that an earlier call wrote for the same batch are not written again.
@@ -123,7 +113,7 @@ func (d *letters) bury(b *Batch, verdicts []Verdict) error {
 		if v.Fate != Dead || slices.Contains(b.buried, b.Events[i].Seq) {
 			continue
 		}
-		line, err := encodeLetter(newLetter(b, b.Events[i], v, now))
+		line, err := encodeLetter(newLetter(b, i, v, now))
 		if err != nil {
 			return err
 		}
@@ -139,21 +129,20 @@ func (d *letters) bury(b *Batch, verdicts []Verdict) error {
 		return err
 	}
 	b.buried = append(b.buried, seqs...)
-	d.moved += uint64(len(seqs))
+	d.moved.Add(uint64(len(seqs)))
 	return nil
 }
 
-func newLetter(b *Batch, r Record, v Verdict, now time.Time) *DeadLetter {
-	instance, _, _ := strings.Cut(b.Key, "-")
+func newLetter(b *Batch, i int, v Verdict, now time.Time) *DeadLetter {
 	return &DeadLetter{
-		ID: instance + "-e" + strconv.FormatUint(r.Seq, 10), Time: now, App: b.App, Device: fmt.Sprintf("%016x", r.Device),
-		Code: v.Code, Message: v.Message, Event: r.Data,
+		ID: objectKey(b, i), Time: now, App: b.App, Device: fmt.Sprintf("%016x", b.Events[i].Device),
+		Code: v.Code, Message: v.Message, Event: b.Events[i].Data,
 	}
 }
 
 // encodeLetter returns the line of a letter.
 func encodeLetter(l *DeadLetter) ([]byte, error) {
-	if !json.Valid(l.Event) {
+	if trimmed := bytes.TrimSpace(l.Event); !json.Valid(trimmed) || trimmed[0] == '"' {
 		text, err := json.Marshal(string(l.Event))
 		if err != nil {
 			return nil, err
@@ -174,7 +163,7 @@ func (d *letters) writeLocked(text []byte, lines int64) error {
 	}
 	if int64(len(text)) > d.most {
 		if lines == 1 {
-			d.dropped++
+			d.dropped.Add(1)
 			return nil
 		}
 		for line := range bytes.Lines(text) {
@@ -190,15 +179,15 @@ func (d *letters) writeLocked(text []byte, lines int64) error {
 	n, err := appendFile(d.current, text)
 	if err != nil {
 		d.torn = n > 0
-		d.size[0] += int64(n)
+		d.size[0].Add(int64(n))
 		return err
 	}
-	if d.size[0] == 0 {
+	if d.size[0].Load() == 0 {
 		err = syncDir(filepath.Dir(d.current))
 	}
 	d.torn = false
-	d.size[0] += int64(n)
-	d.lines[0] += lines
+	d.size[0].Add(int64(n))
+	d.lines[0].Add(lines)
 	return err
 }
 
@@ -206,12 +195,12 @@ func (d *letters) writeLocked(text []byte, lines int64) error {
 func (d *letters) rotateLocked(n int64) error {
 	if info, err := os.Stat(d.current); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
-	} else if err != nil || info.Size() != d.size[0] { // an operator was here
+	} else if err != nil || info.Size() != d.size[0].Load() { // an operator was here
 		if err := d.measure(0, d.current); err != nil {
 			return err
 		}
 	}
-	if d.size[0] == 0 || d.size[0]+n+1 <= d.most {
+	if size := d.size[0].Load(); size == 0 || size+n+1 <= d.most {
 		return nil
 	}
 	if err := d.measure(1, d.previous); err != nil {
@@ -220,9 +209,10 @@ func (d *letters) rotateLocked(n int64) error {
 	if err := os.Rename(d.current, d.previous); err != nil {
 		return err
 	}
-	d.dropped += uint64(d.lines[1])
-	d.lines[1], d.size[1] = d.lines[0], d.size[0]
-	d.lines[0], d.size[0], d.torn = 0, 0, false
+	d.dropped.Add(uint64(d.lines[1].Load()))
+	d.lines[1].Store(d.lines[0].Swap(0))
+	d.size[1].Store(d.size[0].Swap(0))
+	d.torn = false
 	return syncDir(filepath.Dir(d.current))
 }
 

@@ -63,7 +63,7 @@ type Verdict struct {
 	Code, Message string
 }
 
-// BatchLimits bound a batch. A single event may be larger than Bytes.
+// BatchLimits bound a batch. A single event may be larger than Bytes. A batch never has more than 256 events.
 type BatchLimits struct {
 	Events, Bytes int
 }

@@ -43,6 +43,7 @@ type Forwarder struct {
 
 	mu          sync.Mutex
 	collector   Collector // guarded by mu, as all that follows
+	loopID      string    // of the spool, as the last batch had it; empty: none was sent yet
 	turns       turns
 	timer       *time.Timer
 	running     int // workers
@@ -229,6 +230,7 @@ func (f *Forwarder) serve(l *laneTurn) (more bool) {
 		}
 		f.mu.Lock()
 		collector := f.collector
+		f.loopID = loopID(b.Key) // a spool that was damaged and begun anew has another
 		f.mu.Unlock()
 		verdicts, err := collector.Deliver(f.ctx, b)
 		if err != nil && f.ctx.Err() != nil { // cut off by Close, which says nothing about the collector

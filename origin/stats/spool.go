@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,15 +81,18 @@ type Spool struct {
 	closing chan struct{}
 
 	// Of the committer.
-	store     *store // nil while the file cannot be opened
-	failing   bool   // what report was told last
-	repairs   int    // times that the file was opened since the last commit
-	repaired  time.Time
+	store     *store    // nil while the file cannot be opened
+	failing   bool      // what report was told last
+	repairs   int       // times that the file was found damaged lately
+	repaired  time.Time // the last time
 	compacted time.Time // when it failed last
+	grown     time.Time // when the file could not grow last
+	growth    error     // why
 	disk      diskSpace
 
 	mu       sync.Mutex
 	closed   bool
+	closeErr error // set before done is closed
 	tuning   tuning
 	queue    []*request
 	queued   int         // bytes
@@ -207,11 +211,14 @@ func (s *Spool) Watch(f func(Lane)) {
 	s.mu.Lock()
 	s.watcher = f
 	s.mu.Unlock()
-	_ = s.do(context.Background(), func(st *store) error { // only a closed spool fails, which has nothing to tell
+	_ = s.do(context.Background(), 0, func(st *store) error { // only a closed spool fails, which has nothing to tell
 		s.tellAll(st)
 		return nil
 	})
 }
+
+// maxBatch is how many events a batch has at most, so that what is noted of it fits into a page.
+const maxBatch = 256
 
 // Claim takes the next batch of a lane: the one that was on its way when the process died, or what a Split left, with its
 // key and its events as they were; otherwise the oldest events whose device held does not report, under a new key. It returns
@@ -219,11 +226,11 @@ func (s *Spool) Watch(f func(Lane)) {
 //
 // A batch that lost events meanwhile, as the spool was full, comes with what is left of it, under a new key.
 func (s *Spool) Claim(ctx context.Context, l Lane, limits BatchLimits, held func(device uint64) bool) (*Batch, error) {
-	c := conditions{limits: BatchLimits{Events: max(limits.Events, 1), Bytes: max(limits.Bytes, 1)}, held: held}
+	c := conditions{limits: BatchLimits{Events: min(max(limits.Events, 1), maxBatch), Bytes: max(limits.Bytes, 1)}, held: held}
 	for {
 		var b *Batch
 		var more bool
-		err := s.do(ctx, func(st *store) (err error) {
+		err := s.do(ctx, opLanes, func(st *store) (err error) {
 			b, more, err = st.claim(l, c)
 			return err
 		})
@@ -242,10 +249,10 @@ func (s *Spool) Settle(ctx context.Context, b *Batch, verdicts []Verdict, limits
 	if err := s.dead.bury(b, verdicts); err != nil {
 		return nil, fmt.Errorf("write dead letters: %w", err)
 	}
-	c := conditions{limits: BatchLimits{Events: max(limits.Events, 1), Bytes: max(limits.Bytes, 1)}, held: held}
+	c := conditions{limits: BatchLimits{Events: min(max(limits.Events, 1), maxBatch), Bytes: max(limits.Bytes, 1)}, held: held}
 	var next *Batch
 	var more bool
-	err := s.do(ctx, func(st *store) (err error) {
+	err := s.do(ctx, opLanes+len(b.Events)/4, func(st *store) (err error) {
 		if err = st.settle(b, verdicts); err == nil {
 			next, more, err = st.claim(b.Lane, c)
 		}
@@ -263,7 +270,7 @@ func (s *Spool) Split(ctx context.Context, b *Batch) (first *Batch, err error) {
 	if len(b.Events) < 2 {
 		return nil, fmt.Errorf("split batch %s: it has one event", b.Key)
 	}
-	err = s.do(ctx, func(st *store) (err error) {
+	err = s.do(ctx, opLanes, func(st *store) (err error) {
 		first, err = st.split(b)
 		return err
 	})
@@ -284,9 +291,7 @@ func (s *Spool) Stats() SpoolStats {
 	s.mu.Lock()
 	st := s.stats
 	dropped := map[string]uint64{}
-	for name, n := range st.Dropped {
-		dropped[name] = n
-	}
+	maps.Copy(dropped, st.Dropped)
 	dropped[reasons[reasonOfferedOverflow]] = s.overflow
 	s.mu.Unlock()
 	st.Dropped = dropped
@@ -309,5 +314,5 @@ func (s *Spool) Close() error {
 	}
 	s.mu.Unlock()
 	<-s.done
-	return nil
+	return s.closeErr
 }

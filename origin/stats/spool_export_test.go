@@ -107,3 +107,18 @@ func Damaged(path string) (n int) {
 	}
 	return n
 }
+
+// SetFormat has a file be of another format.
+func SetFormat(path string, format byte) error {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		value := append([]byte(nil), meta.Get(keyState)...)
+		value[crcLen] = format
+		return meta.Put(keyState, seal(keyState, value))
+	})
+	return errors.Join(err, db.Close())
+}

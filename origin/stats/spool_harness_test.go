@@ -23,7 +23,7 @@ func scratch(t testing.TB) string {
 	if err != nil {
 		return t.TempDir()
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
 
@@ -82,7 +82,7 @@ func (b *box) close() {
 	if b.Spool == nil {
 		return
 	}
-	if err := b.Spool.Close(); err != nil {
+	if err := b.Close(); err != nil {
 		b.t.Error(err)
 	}
 	b.Spool = nil

@@ -33,12 +33,12 @@ var errUnchanged = errors.New("nothing changed")
 // store is the file, and what is known of it. It is used by one goroutine, which has bbolt to itself: there are no read
 // transactions that would hold free pages or wait for the file to grow, and the file can be exchanged at any time.
 type store struct {
-	path    string
-	db      *bbolt.DB
-	file    *os.File // bbolt's, for when bbolt can no longer close it
-	high    int      // page that the file may grow up to, see limit
-	usual   int      // pages that a transaction wrote lately, the most of them
-	written int64    // pages that were written since the file was opened
+	path     string
+	db       *bbolt.DB
+	file     *os.File // bbolt's, for when bbolt can no longer close it
+	maxBytes int64
+	size     int64 // of the file
+	high     int   // page that the file may grow up to, see limit
 	// frozen says that the file may not grow, as the disk is nearly full.
 	frozen bool
 
@@ -64,7 +64,7 @@ func openStore(path string, maxBytes int64) (s *store, err error) {
 	s = &store{path: path}
 	defer func() {
 		if err != nil {
-			s.close()
+			_ = s.close() // err says more
 		}
 	}()
 	o := &bbolt.Options{
@@ -89,7 +89,7 @@ func openStore(path string, maxBytes int64) (s *store, err error) {
 	if err != nil {
 		return s, openError(path, err)
 	}
-	s.limit(maxBytes, false)
+	s.limit(maxBytes)
 	return s, s.load()
 }
 
@@ -132,13 +132,15 @@ func guard(f func() error) (err error) {
 func (s *store) close() error {
 	if s.db == nil || s.stuck {
 		if s.file != nil {
+			unlock(s.file)
 			_ = s.file.Close() // bbolt may have closed it
 		}
 		return nil
 	}
 	return guard(func() error {
 		s.db.NoFreelistSync = false
-		_ = s.update(func() error { s.changed = true; return nil }) // without it the next start takes longer
+		list := s.db.Stats().FreelistInuse/int(s.pageSize()) + 1
+		_ = s.update(2*list+txPages, func() error { s.changed = true; return nil }) // without it the next start takes longer
 		return s.db.Close()
 	})
 }
@@ -146,7 +148,11 @@ func (s *store) close() error {
 // load reads state and apps, and begins them in a new file.
 func (s *store) load() error {
 	s.apps, s.hints, s.stale = newApps(), map[Lane]*hint{}, false
-	return s.update(func() error {
+	pages := 0 // as a rule there is nothing to write, and a full disk does not matter
+	if s.size <= 4*s.pageSize() {
+		pages = txPages // the file is new
+	}
+	return s.update(pages, func() error {
 		value := s.meta.Get(keyState)
 		if value == nil {
 			s.changed = true
@@ -188,25 +194,18 @@ func newInstance() uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
-// update runs f in a transaction, and commits if it changed anything. After an error nothing has changed, and what
-// memory knows is read from the file again before the next one.
-func (s *store) update(f func() error) error {
+// update runs f in a transaction that writes so many pages in all likelihood, and commits if it changed anything. After an
+// error nothing has changed, and what memory knows is read from the file again before the next one.
+func (s *store) update(pages int, f func() error) error {
+	if err := s.grow(2 * pages); s.fits() < pages {
+		return errors.Join(bolterrors.ErrMaxSizeReached, err)
+	}
 	s.touched, s.heads, s.added = map[*app]struct{}{}, map[Lane]struct{}{}, map[Lane]struct{}{}
 	s.changed = false
 	s.stuck = true
 	err := guard(func() error {
-		err := s.db.Update(func(tx *bbolt.Tx) error {
-			s.tx = tx
-			if err := s.openBuckets(); err != nil {
-				return err
-			}
-			if err := f(); err != nil {
-				return err
-			}
-			return s.flush()
-		})
+		err := s.transact(f)
 		s.stuck = false
-		s.noteUsual()
 		return err
 	})
 	s.tx = nil
@@ -215,6 +214,24 @@ func (s *store) update(f func() error) error {
 	}
 	s.stale = err != nil
 	return err
+}
+
+// transact is bbolt's Update, but for what that does when f panics: it would go through the whole file to find the free
+// pages, in a goroutine whose own panic nobody can recover from. Here the file is given up instead.
+func (s *store) transact(f func() error) (err error) {
+	if s.tx, err = s.db.Begin(true); err != nil {
+		return err
+	}
+	if err = s.openBuckets(); err == nil {
+		if err = f(); err == nil {
+			err = s.flush()
+		}
+	}
+	if err != nil {
+		_ = s.tx.Rollback() // it says only that there is no transaction
+		return err
+	}
+	return s.tx.Commit()
 }
 
 func (s *store) openBuckets() (err error) {

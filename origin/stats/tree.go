@@ -49,6 +49,8 @@ type tree struct {
 	txid     uint64
 	seen     []uint64 // bits of the pages that were met
 
+	scratch []byte // the page that was read last
+
 	// deep has all pages read; else those of records are only counted.
 	deep bool
 	// bad is told of damage. The walk goes on where it returns nil.
@@ -80,13 +82,14 @@ func openTree(file io.ReaderAt, size int64) (*tree, error) {
 	if pages := uint64(size) / best.pageSize; best.high > pages {
 		return nil, fmt.Errorf("%w: it has %d pages of %d bytes and should have %d", errDamaged, pages, best.pageSize, best.high)
 	}
+	best.scratch = make([]byte, best.pageSize)
 	best.seen = make([]uint64, best.high/64+1)
 	return best, nil
 }
 
 func parseMeta(b []byte) *tree {
 	sum := fnv.New64a()
-	sum.Write(b[:metaLen-8])
+	_, _ = sum.Write(b[:metaLen-8]) // it never fails
 	if native.Uint32(b) != metaMagic || native.Uint32(b[4:]) != metaVersion || native.Uint64(b[metaLen-8:]) != sum.Sum64() {
 		return nil
 	}
@@ -142,12 +145,12 @@ func (t *tree) mark(id uint64) (again bool) {
 	return again
 }
 
-// read returns a page of one of the types in flags with those that follow it.
+// read returns a page of one of the types in flags with those that follow it. It may be overwritten by the next call.
 func (t *tree) read(id uint64, maxOverflow int, flags uint16) ([]byte, error) {
 	if id < 2 || id >= t.high {
 		return nil, t.damage(id, "there is no such page")
 	}
-	page := make([]byte, t.pageSize)
+	page := t.scratch
 	if _, err := t.file.ReadAt(page, int64(id*t.pageSize)); err != nil {
 		return nil, t.damage(id, "%v", err)
 	}
@@ -159,7 +162,7 @@ func (t *tree) read(id uint64, maxOverflow int, flags uint16) ([]byte, error) {
 	case overflow > uint64(maxOverflow) || id+overflow >= t.high:
 		return nil, t.damage(id, "it has %d more pages", overflow)
 	case overflow > 0:
-		page = slices.Grow(page, int(overflow*t.pageSize))[:(overflow+1)*t.pageSize]
+		page = slices.Concat(page, make([]byte, overflow*t.pageSize))
 		if _, err := t.file.ReadAt(page[t.pageSize:], int64((id+1)*t.pageSize)); err != nil {
 			return nil, t.damage(id, "%v", err)
 		}
@@ -188,7 +191,10 @@ func (t *tree) page(bucket string, id uint64, depth int, keys span) error {
 		return t.bad(err)
 	}
 	if native.Uint16(page[8:]) == flagBranch {
-		return t.branch(bucket, id, page, depth, keys)
+		return t.branch(bucket, id, bytes.Clone(page), depth, keys)
+	}
+	if bucket == "" || t.visit != nil { // what is in it is needed for longer
+		page = bytes.Clone(page)
 	}
 	return t.leaf(bucket, id, page, keys)
 }

@@ -1,0 +1,390 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
+	"go.uber.org/zap"
+	"golang.org/x/time/rate"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin"
+	"github.com/capgo-edge/capgo-edge/origin/learned"
+	"github.com/capgo-edge/capgo-edge/origin/upstream"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// relay answers checks as existing servers would: by asking them, and from what they answered before.
+type relay struct {
+	runtime   *runtime
+	config    Relay
+	addresses []string // without a slash at the end
+	group     *upstream.Group
+	scope     string
+	terms     cache.Terms
+	shelf     *shelf // of the objects that answers lead to
+
+	foreign, official resolver.KeyFields
+	servers           map[string]*resolver.Upstream // by base address
+	external          *origin.External
+	recall            sync.Once
+	isOfficial        atomic.Bool // the upstream has said so
+	offers            *offerNotes
+}
+
+// newRelay makes the relay of a site. It asks nobody yet.
+func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
+	l := &relay{runtime: r, config: *config, offers: newOfferNotes()}
+	l.config.setDefaults()
+	if err := l.config.check(); err != nil {
+		return nil, err
+	}
+	var err error
+	if l.group, err = r.upstreams(addresses); err != nil {
+		return nil, err
+	}
+	l.scope = l.group.Identity()
+	if l.foreign, err = resolver.NewKeyFields(true, l.config.KeyFields...); err != nil {
+		return nil, fmt.Errorf("key_fields: %w", err)
+	}
+	if l.official, err = resolver.NewKeyFields(false, added(l.config.KeyFields)...); err != nil {
+		return nil, fmt.Errorf("key_fields: %w", err)
+	}
+	if l.external, err = newExternal("allow_host", append(l.group.Hosts(), l.config.AllowHosts...)); err != nil {
+		return nil, err
+	}
+	l.servers = map[string]*resolver.Upstream{}
+	for _, address := range addresses {
+		base := strings.TrimSuffix(address, "/")
+		l.addresses = append(l.addresses, base)
+		if l.servers[base], err = resolver.NewUpstream(base, l.external.Allows); err != nil {
+			return nil, err
+		}
+	}
+	l.shelf = newShelf(r, &learnedObjects{relay: l})
+	l.terms = cache.Terms{
+		Mode: map[string]cache.PerDevice{
+			perDeviceAuto: cache.PerDeviceAuto, perDeviceOn: cache.PerDeviceOn, perDeviceOff: cache.PerDeviceOff,
+		}[l.config.PerDevice],
+		Ages: cache.Ages{
+			Fresh: time.Duration(l.config.Fresh), StaleWhile: time.Duration(l.config.StaleWhile),
+			Stale: time.Duration(l.config.Stale), Negative: time.Duration(l.config.Negative),
+		},
+		Admit: rate.NewLimiter(rate.Limit(float64(l.config.UnknownPerMinute)/60), l.config.UnknownPerMinute).Allow,
+	}
+	return l, nil
+}
+
+// added are the fields of a list that are added.
+func added(fields []string) []string {
+	var list []string
+	for _, field := range fields {
+		if field[0] == '+' {
+			list = append(list, field)
+		}
+	}
+	return list
+}
+
+// relayed is an answer of an upstream as this edge gives it.
+type relayed struct {
+	status     int
+	kind       string // of content
+	retryAfter string
+	learned    *resolver.Learned // nil if the answer is passed on as it came
+	body       []byte            // as it came
+	server     string
+	event      string // the action that the upstream notes for it
+}
+
+func (a *relayed) size() int64 {
+	size := int64(len(a.body)) + 256
+	if a.learned != nil {
+		size += a.learned.MemorySize()
+	}
+	return size
+}
+
+// sameRelayed reports whether two answers tell any device the same.
+func sameRelayed(a, b *relayed) bool {
+	if a.learned == nil || b.learned == nil {
+		return a.learned == b.learned && a.status == b.status && bytes.Equal(a.body, b.body)
+	}
+	return resolver.SameAnswer(a.learned, b.learned)
+}
+
+// keyFields are those that the upstream's answers depend on, as far as is known of it.
+func (l *relay) keyFields() (fields resolver.KeyFields, official bool) {
+	l.recall.Do(func() {
+		if kept := l.kept(); kept != nil {
+			_, _, known := kept.Load(officialNote, "")
+			l.isOfficial.Store(known)
+		}
+	})
+	if l.isOfficial.Load() {
+		return l.official, true
+	}
+	return l.foreign, false
+}
+
+// officialNote stands for an app in what is kept of an upstream that has told that it is an official one. It must be known
+// after a restart, too: answers are found again by the same fields only.
+const officialNote = "official server"
+
+// becomeOfficial notes that the upstream is an official one, whose answers depend on less.
+func (l *relay) becomeOfficial() {
+	if l.isOfficial.Swap(true) {
+		return
+	}
+	if kept := l.kept(); kept != nil {
+		kept.Save(officialNote, "", []byte{1}, time.Now())
+	}
+}
+
+// ask returns the answer to a check.
+func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) {
+	if !l.runtime.users.enter() {
+		return nil, cache.Unavailable, errClosed
+	}
+	defer l.runtime.users.leave()
+	fields, official := l.keyFields()
+	s.key = resolver.AppendAnswerKey(s.key[:0], &s.check, s.body, fields)
+	var mine *inquiry
+	q := cache.Question[*relayed]{
+		Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID,
+		Asker: func() cache.Asker[*relayed] {
+			mine = l.inquire(r, s)
+			return mine.ask
+		},
+	}
+	a, state, err := l.runtime.answers.Get(r.Context(), &l.terms, &q)
+	if now := l.isOfficial.Load(); now && !official && mine != nil {
+		if reply := mine.reply.Load(); reply != nil { // it is to be found by the fields that count from now on
+			return l.keepAgain(r, s, reply)
+		}
+	}
+	return a, state, err
+}
+
+// keepAgain keeps a reply of the upstream under the fields of an official one.
+func (l *relay) keepAgain(r *http.Request, s *scratch, reply *cache.Reply[*relayed]) (*relayed, cache.State, error) {
+	s.key = resolver.AppendAnswerKey(s.key[:0], &s.check, s.body, l.official)
+	return l.runtime.answers.Get(r.Context(), &l.terms, &cache.Question[*relayed]{
+		Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID,
+		Asker: func() cache.Asker[*relayed] {
+			return func(context.Context, string) (cache.Reply[*relayed], error) { return *reply, nil }
+		},
+	})
+}
+
+// groupOf is what the answers for an app are kept under.
+func (l *relay) groupOf(appID string) cache.Key { return cache.Key{Scope: l.scope, Name: appID} }
+
+// forget has the next check of an app ask the upstream. Last good answers stay for an outage.
+func (l *relay) forget(appID string) {
+	if !l.runtime.users.enter() {
+		return
+	}
+	defer l.runtime.users.leave()
+	l.offers.forget(appID)
+	l.runtime.answers.Purge(l.groupOf(appID), true)
+}
+
+// knows reports whether the upstream has answered for an app. The error is cache.ErrNotFound while it says that there is none.
+func (l *relay) knows(appID string) (bool, error) {
+	known, refused := l.runtime.answers.Knows(l.groupOf(appID))
+	if refused {
+		return false, cache.ErrNotFound
+	}
+	return known, nil
+}
+
+// differs notes that a device has chosen a channel at the upstream: it may be answered otherwise than others now.
+func (l *relay) differs(appID, device string) {
+	if !l.runtime.users.enter() {
+		return
+	}
+	defer l.runtime.users.leave()
+	l.runtime.answers.Differs(l.groupOf(appID), device)
+}
+
+// kept is what the relay has on disk; nil if that cannot be used.
+func (l *relay) kept() *learned.Scope {
+	if store := l.runtime.learnedStore(); store != nil {
+		return store.Scope(l.scope)
+	}
+	return nil
+}
+
+// close gives up connections that are not in use. Requests may still run.
+func (l *relay) close() {
+	l.group.CloseIdleConnections()
+	l.external.CloseIdleConnections()
+}
+
+// upstreams are the servers at these addresses. Configurations share them.
+func (r *runtime) upstreams(addresses []string) (*upstream.Group, error) {
+	group, err := upstream.NewGroup(upstream.Options{URLs: addresses, Report: r.reportUpstream})
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known := r.groups[group.Identity()]; known != nil {
+		return known, nil
+	}
+	r.groups[group.Identity()] = group
+	return group, nil
+}
+
+// reportUpstream logs that a server fails, or answers again.
+func (r *runtime) reportUpstream(server string, err error) {
+	field := zap.String(fieldUpstream, server)
+	if err == nil {
+		r.faults.well("upstream "+server, "upstream answers again", field)
+		return
+	}
+	r.faults.fault("upstream "+server, "failing", "upstream does not answer; last good answers are given", field, zap.Error(err))
+}
+
+// inquiry is one check on its way to the upstream, with copies of all that it needs: the request may be over by then.
+type inquiry struct {
+	*relay
+	body   []byte
+	check  resolver.Check
+	client upstream.Client
+	reply  atomic.Pointer[cache.Reply[*relayed]] // what the upstream said to the device itself
+}
+
+func (l *relay) inquire(r *http.Request, s *scratch) *inquiry {
+	return &inquiry{relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r)}
+}
+
+// clientOf is who a request is from, as far as Caddy trusts the proxies before it.
+func clientOf(r *http.Request) upstream.Client {
+	text, _ := caddyhttp.GetVar(r.Context(), caddyhttp.ClientIPVarKey).(string)
+	address, _ := netip.ParseAddr(text)
+	return upstream.Client{Address: address, UserAgent: r.UserAgent()}
+}
+
+// ask asks the upstream as the given device.
+func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed], error) {
+	body := i.body
+	if device != i.check.DeviceID {
+		body = resolver.AppendWithDeviceID(nil, body, device)
+	}
+	if a := i.upToDate(device); a != nil {
+		return *a, nil
+	}
+	began := time.Now()
+	answer, err := i.group.Check(ctx, body, i.client)
+	i.runtime.counters.origin(originCheck, time.Since(began), err)
+	if errors.Is(err, upstream.ErrOpen) || errors.Is(err, upstream.ErrBusy) {
+		err = fmt.Errorf("%w: %w", cache.ErrNotAsked, err)
+	}
+	if err != nil {
+		return cache.Reply[*relayed]{}, err
+	}
+	reply, err := i.read(ctx, answer, device)
+	if err == nil && device == i.check.DeviceID {
+		i.reply.Store(&reply)
+	}
+	if answer.Header.Get("X-Worker-Source") != "" {
+		i.becomeOfficial()
+	}
+	return reply, err
+}
+
+// read says what may be done with an answer.
+func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device string) (cache.Reply[*relayed], error) {
+	a := &relayed{
+		status: answer.Status, body: answer.Body, server: strings.TrimSuffix(answer.Upstream, "/"),
+		kind: answer.Header.Get("Content-Type"), retryAfter: answer.Header.Get("Retry-After"),
+	}
+	reply := cache.Reply[*relayed]{Value: a, Verdict: cache.Pass}
+	parsed := resolver.ParseAnswer(answer.Status, answer.Body)
+	switch parsed.Class {
+	case resolver.AnswerOutage:
+		return reply, errors.New("the upstream answers with something that is no answer")
+	case resolver.AnswerRefused:
+		reply.Verdict, reply.Shareable = cache.Refused, true
+	case resolver.AnswerOwnAddress:
+		i.runtime.faults.fault("own address "+i.scope, "blocked", "the upstream refuses this edge's own address, as one of a data centre; "+
+			"switch block_provider_infra_requests off for the app, or run the edge elsewhere",
+			zap.String(fieldAppID, i.check.AppID), zap.String(fieldUpstream, a.server))
+	case resolver.AnswerOffer, resolver.AnswerNoUpdate:
+		i.learn(ctx, a, parsed, i.check.AppID, device)
+		reply = replyOf(a, parsed)
+		i.note(a, device)
+	}
+	return reply, nil
+}
+
+func replyOf(a *relayed, parsed *resolver.Answer) cache.Reply[*relayed] {
+	reply := cache.Reply[*relayed]{Value: a, Verdict: cache.Keep, Shareable: !a.learned.NamesDevice}
+	if !a.learned.Keep {
+		reply.Verdict = cache.Pass
+	}
+	if parsed.Class == resolver.AnswerOffer {
+		reply.Offer = parsed.Version + " " + parsed.Checksum
+	}
+	if a.learned.Expires > 0 {
+		reply.Until = time.Unix(a.learned.Expires, 0)
+	}
+	return reply
+}
+
+// learn prepares an answer to be given to others, and notes on disk what the addresses in it stand for.
+func (l *relay) learn(ctx context.Context, a *relayed, parsed *resolver.Answer, appID, device string) {
+	paths := make([]string, len(parsed.Addresses))
+	objects := make([]learned.Object, 0, len(parsed.Addresses))
+	if server := l.servers[a.server]; server != nil {
+		for n := range parsed.Addresses {
+			if p, ok := server.Place(appID, parsed, n); ok {
+				paths[n] = p.Path
+				objects = append(objects, learnedObject(&p))
+			}
+		}
+	}
+	if len(objects) > 0 && !l.remember(ctx, appID, objects) {
+		clear(paths) // what nobody would know after a restart must not be given out
+	}
+	a.learned = parsed.Compile(resolver.CompileOptions{
+		Rewrite:  func(n int, _ resolver.Address) (string, bool) { return paths[n], paths[n] != "" },
+		DeviceID: device, AddKind: !l.config.KeepKind,
+	})
+	a.event = resolver.EventOf(parsed.Code)
+}
+
+// remember notes on disk where objects are. It reports whether that is done.
+func (l *relay) remember(ctx context.Context, appID string, objects []learned.Object) bool {
+	kept := l.kept()
+	if kept == nil {
+		return false
+	}
+	if err := kept.Put(ctx, appID, objects); err != nil {
+		l.runtime.reportLearned(err)
+		return false
+	}
+	return true
+}
+
+func learnedObject(p *resolver.Placement) learned.Object {
+	o := learned.Object{Key: p.Key, URL: p.Fetch, Size: p.Known.Size, SHA256: p.Known.SHA256}
+	switch p.Known.Covers {
+	case resolver.DigestStored:
+		o.Covers = learned.StoredBytes
+	case resolver.DigestDecoded:
+		o.Covers = learned.DecodedBytes
+	}
+	return o
+}

@@ -1,0 +1,353 @@
+package caddymodule_test
+
+import (
+	"bytes"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
+	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest/upstreams"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// standIn is an upstream of one make with something published, and checks that it answers in different ways.
+type standIn struct {
+	server *upstreams.Server
+	checks []string
+	derive bool // the upstream tells devices that they are up to date, so the edge may, too
+}
+
+const otherDevice = "11119a6b-eefe-490a-9c60-8e965132ae51"
+
+func standIns(t *testing.T) map[string]*standIn {
+	t.Helper()
+	zip1, zip2 := randomBytes(70<<10), randomBytes(300<<10)
+	official := upstreams.NewOfficial()
+	official.Start(t)
+	manifest := fmt.Sprintf(`{"app":{"app_id":%q},"versions":[
+		{"id":1,"name":"1.0.1","r2_path":"orgs/o/apps/%[1]s/1.zip","checksum":%q,"manifest":[
+			{"file_name":"index.html","file_hash":%q,"s3_path":"orgs/o/apps/%[1]s/delta/index.html"}]},
+		{"id":2,"name":"2.0.0","r2_path":"orgs/o/apps/%[1]s/2.zip","checksum":%q}],
+		"channels":[{"id":1,"name":"production","public":true,"version":1},{"id":2,"name":"beta","version":2,"allow_device_self_set":true}]}`,
+		appID, digest(zip1), digest([]byte("<html>")), digest(zip2))
+	if err := official.Publish([]byte(manifest)); err != nil {
+		t.Fatal(err)
+	}
+	official.Put("orgs/o/apps/"+appID+"/1.zip", zip1)
+	official.Put("orgs/o/apps/"+appID+"/2.zip", zip2)
+	official.Put("orgs/o/apps/"+appID+"/delta/index.html", []byte("<html>"))
+
+	lite := upstreams.NewLite()
+	lite.Start(t)
+	lite.Publish(upstreams.LiteBundle{AppID: appID, Channel: "production", Version: "1.0.1", Content: zip1})
+
+	goServer := upstreams.NewGoServer()
+	goServer.Start(t)
+	for code, version := range map[string]string{"10": "1.0.1", "11": "1.0.2"} {
+		goServer.Publish(upstreams.GoKey{Platform: "android", AppID: appID, VersionBuild: "1.0.0", VersionCode: code},
+			upstreams.GoBundle{Version: version, Content: zip2, Signature: "sig"})
+	}
+	minimal := upstreams.NewMinimal()
+	minimal.Start(t)
+	minimal.Publish(appID, upstreams.MinimalVersion{Version: "1.0.1", Content: zip1, Checksum: true})
+	plugin := upstreams.NewPluginTest()
+	plugin.Start(t)
+	plugin.Play(upstreams.Scenario{Version: "1.0.1", Zip: zip1, Files: map[string][]byte{"index.html": []byte("<html>")}})
+
+	common := []string{
+		check(), check("version_name", "1.0.0"), check("version_name", "1.0.1"), check("device_id", otherDevice),
+		check("version_name", "1.0.1", "device_id", otherDevice), check("version_code", "11"), check("platform", "ios"),
+		check("app_id", "no.such.app"), check("defaultChannel", "beta"), check("defaultChannel", "none"), check("is_prod", nil),
+		check("plugin_version", "6.0.0"), check("device_id", nil), check("version_build", "1.2.3.4"), `{}`, `[]`, `{"app_id":"` + appID + `"}`,
+	}
+	return map[string]*standIn{
+		"official":           {&official.Server, common, true},
+		"capgo-update-lite":  {&lite.Server, common, true},
+		"capgo-server":       {&goServer.Server, common, false},
+		"minimal":            {&minimal.Server, common, true},
+		"plugin test server": {&plugin.Server, common, true},
+	}
+}
+
+// TestRelayIsTransparent: for each make of upstream, a client sees with the edge what it sees without, except the addresses,
+// which lead to the same bytes. The edge is asked thrice: the second time it answers from memory.
+func TestRelayIsTransparent(t *testing.T) {
+	for name, s := range standIns(t) {
+		t.Run(name, func(t *testing.T) {
+			e := edgetest.Start(t, edgetest.Config{Site: fmt.Sprintf("capgo_edge %s {\n relay {\n unknown 1000\n }\n }", s.server.URL)})
+			client, direct := e.Client(t), &edgetestDirect{t: t, base: s.server.URL}
+			for i, body := range s.checks {
+				want, again := direct.post("/updates", body), direct.post("/updates", body)
+				for round := range 3 {
+					got := client.Post("/updates", body)
+					diff := s.compare(t, client, direct, body, want, got)
+					if diff != "" && s.compare(t, client, direct, body, again, got) != "" { // some say the same thing in two ways
+						t.Errorf("check %d %s, round %d:\n%s", i, body, round, diff)
+					}
+				}
+			}
+			asked := s.server.Count("/updates")
+			t.Logf("%d checks, each once without and three times with the edge: %d requests to the upstream", len(s.checks), asked)
+			e.Stop()
+		})
+	}
+}
+
+// edgetestDirect asks an upstream without the edge.
+type edgetestDirect struct {
+	t    *testing.T
+	base string
+}
+
+func (d *edgetestDirect) post(path, body string) *edgetest.Response {
+	d.t.Helper()
+	req, err := http.NewRequestWithContext(d.t.Context(), http.MethodPost, d.base+path, strings.NewReader(body))
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	return d.do(req)
+}
+
+func (d *edgetestDirect) get(address string) *edgetest.Response {
+	d.t.Helper()
+	req, err := http.NewRequestWithContext(d.t.Context(), http.MethodGet, address, nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return d.do(req)
+}
+
+func (d *edgetestDirect) do(req *http.Request) *edgetest.Response {
+	d.t.Helper()
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	body, err := io.ReadAll(resp.Body)
+	return &edgetest.Response{Status: resp.StatusCode, Header: resp.Header, Body: body, Err: err}
+}
+
+// compare says how two answers differ to a client, beyond their addresses.
+func (s *standIn) compare(t *testing.T, edge *edgetest.Client, direct *edgetestDirect, body string, want, got *edgetest.Response) string {
+	t.Helper()
+	if got.Status != want.Status {
+		return fmt.Sprintf("status %d, without the edge %d: %s", got.Status, want.Status, got.Body)
+	}
+	var w, g map[string]any
+	if json.Unmarshal(want.Body, &w) != nil {
+		if !bytes.Equal(got.Body, want.Body) {
+			return fmt.Sprintf("body %q, without the edge %q", got.Body, want.Body)
+		}
+		return ""
+	}
+	if err := json.Unmarshal(got.Body, &g); err != nil {
+		return fmt.Sprintf("body %q is no object", got.Body)
+	}
+	if _, ok := w["kind"]; !ok && w["error"] != nil {
+		delete(g, "kind") // the edge adds it
+	}
+	wantFiles, gotFiles := takeAddresses(w), takeAddresses(g)
+	if len(wantFiles) != len(gotFiles) {
+		return fmt.Sprintf("%d addresses, without the edge %d", len(gotFiles), len(wantFiles))
+	}
+	for i := range wantFiles {
+		content, through := direct.get(wantFiles[i]), edge.Get(gotFiles[i])
+		if content.Status != through.Status || !bytes.Equal(content.Body, through.Body) {
+			return fmt.Sprintf("%s: status %d, %d bytes; without the edge %s: %d, %d bytes",
+				gotFiles[i], through.Status, len(through.Body), wantFiles[i], content.Status, len(content.Body))
+		}
+		if content.Status == http.StatusOK && s.isCheck(body) && !strings.HasPrefix(gotFiles[i], edge.Base) {
+			return gotFiles[i] + " does not come through the edge"
+		}
+	}
+	return cmp.Diff(w, g)
+}
+
+// isCheck reports whether a body is a check by the protocol. What is none is passed through with its answer as it came.
+func (s *standIn) isCheck(body string) bool {
+	_, err := new(resolver.CheckParser).Parse([]byte(body))
+	return err == nil
+}
+
+// takeAddresses takes all addresses out of an answer.
+func takeAddresses(answer map[string]any) (addresses []string) {
+	if address, ok := answer["url"].(string); ok && strings.HasPrefix(address, "http") {
+		addresses = append(addresses, address)
+		answer["url"] = "address"
+	}
+	files, _ := answer["manifest"].([]any)
+	for _, f := range files {
+		file := f.(map[string]any)
+		addresses = append(addresses, file["download_url"].(string))
+		file["download_url"] = "address"
+	}
+	return addresses
+}
+
+// TestRelayObjectsOnce: the upstream hands out each object once, however many devices are told of it, with an address that
+// is signed anew for each check.
+func TestRelayObjectsOnce(t *testing.T) {
+	lite := upstreams.NewLite()
+	lite.Start(t)
+	content := randomBytes(200 << 10)
+	lite.Publish(upstreams.LiteBundle{AppID: appID, Channel: "production", Version: "1.0.1", Content: content})
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + lite.URL + " {\n relay {\n per_device on\n }\n }"})
+	addresses := map[string]bool{}
+	for i := range 20 {
+		r := e.Client(t).Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i), "version_name", "1.0.0"))
+		address, _ := r.JSON(t)["url"].(string)
+		addresses[address] = true
+		if got := e.Client(t).Get(address); got.Status != 200 || !bytes.Equal(got.Body, content) {
+			t.Fatalf("%s: status %d, %d bytes", address, got.Status, len(got.Body))
+		}
+	}
+	downloads := 0
+	for path, n := range lite.Counts() {
+		if path != "/updates" && path != "/stats" {
+			downloads += n
+		}
+	}
+	if len(addresses) != 1 || downloads != 1 || lite.Count("/updates") != 20 {
+		t.Errorf("%d addresses, %d downloads, %d checks at the upstream", len(addresses), downloads, lite.Count("/updates"))
+	}
+}
+
+// TestRelayOutage: while the upstream is down, last good answers and stored objects go on, also after a restart; what was
+// never asked is a 503 that clients read, and never a 429. Statistics are delivered when it is back.
+func TestRelayOutage(t *testing.T) {
+	for _, fault := range []upstreams.Fault{upstreams.Down, upstreams.Error500, upstreams.Empty, upstreams.Garbage, upstreams.NoDatabase} {
+		t.Run(fmt.Sprint(fault), func(t *testing.T) {
+			s := standIns(t)["official"]
+			config := edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n relay {\n fresh 50ms\n stale_while 50ms\n }\n }"}
+			e := edgetest.New(t)
+			load(t, e, config)
+			client := e.Client(t)
+			for i := range 3 { // an answer is everybody's, and kept over a restart, once three devices got it
+				client.Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)))
+			}
+			before := client.Post("/updates", check())
+			address := before.JSON(t)["url"].(string)
+			bundle := client.Get(address)
+			if bundle.Status != 200 {
+				t.Fatalf("status %d", bundle.Status)
+			}
+			time.Sleep(1500 * time.Millisecond) // until what was learned is on disk
+			s.server.Break(fault)
+			for start := range 2 {
+				for i := range 10 {
+					if r := client.Post("/updates", check()); r.Status != 200 || !bytes.Equal(r.Body, before.Body) {
+						t.Fatalf("start %d, check %d: status %d, %s", start, i, r.Status, r.Body)
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				if r := client.Get(address); r.Status != 200 || !bytes.Equal(r.Body, bundle.Body) {
+					t.Errorf("status %d, %d bytes", r.Status, len(r.Body))
+				}
+				r := client.Post("/updates", check("app_id", "org.never.asked"))
+				if fault != upstreams.NoDatabase && (r.Status != 503 || r.JSON(t)["error"] != "service_unavailable") {
+					t.Errorf("never asked: status %d, %s", r.Status, r.Body)
+				}
+				if r := client.Post("/stats", statsEvent("version_name", "1.0.1")); r.Status != 200 {
+					t.Errorf("an event: status %d, %s", r.Status, r.Body)
+				}
+				e.Stop()
+				load(t, e, config)
+			}
+			s.server.Heal()
+			edgetest.Eventually(t, "the events arrive", func() bool { return s.server.Count("/functions/v1/stats")+s.server.Count("/stats") > 0 })
+		})
+	}
+}
+
+// TestRelayWebhook: a signed delivery has the next check ask the upstream, and another does not.
+func TestRelayWebhook(t *testing.T) {
+	s := standIns(t)["official"]
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n relay {\n fresh 10m\n webhook_secret secret\n }\n }"})
+	client := e.Client(t)
+	client.Post("/updates", check())
+	asked := s.server.Count("/updates")
+	body := fmt.Sprintf(`{"event":"channels.UPDATE","event_id":"1","data":{"table":"channels","operation":"UPDATE","new_record":{"app_id":%q}}}`, appID)
+	if r := client.Post("/webhooks/capgo", body, "X-Capgo-Signature", "v1=1.00"); r.Status != 401 {
+		t.Errorf("a wrong signature: status %d, %s", r.Status, r.Body)
+	}
+	client.Post("/updates", check())
+	if n := s.server.Count("/updates"); n != asked {
+		t.Errorf("%d requests for a check that was fresh", n-asked)
+	}
+	if r := client.Post("/webhooks/capgo", body, "X-Capgo-Signature", signedWebhook("secret", body)); r.Status != 200 {
+		t.Errorf("status %d, %s", r.Status, r.Body)
+	}
+	client.Post("/updates", check())
+	if n := s.server.Count("/updates"); n != asked+1 {
+		t.Errorf("%d requests after the webhook", n-asked)
+	}
+}
+
+// signedWebhook is the signature of a delivery (protocol 6.2).
+func signedWebhook(secret, body string) string {
+	at := fmt.Sprint(time.Now().Unix())
+	mac := hmac.New(sha256.New, []byte(secret))
+	mac.Write([]byte(at + "." + body))
+	return "v1=" + at + "." + hex.EncodeToString(mac.Sum(nil))
+}
+
+// TestRelayBesideManifests: with both, the manifest decides, and the upstream is asked only for apps that have none.
+func TestRelayBesideManifests(t *testing.T) {
+	own := newSite(t)
+	own.publish("1.3.0", 100)
+	s := standIns(t)["minimal"]
+	e := edgetest.Start(t, edgetest.Config{Site: fmt.Sprintf("capgo_edge {\n origin file %s\n upstream %s\n stats off\n }", own.dir, s.server.URL)})
+	client := e.Client(t)
+	if version, _ := offered(t, client); version != "1.3.0" {
+		t.Errorf("version %s", version)
+	}
+	if n := s.server.Count("/updates"); n != 0 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+	client.Post("/updates", check("app_id", "org.other.app"))
+	if n := s.server.Count("/updates"); n != 1 {
+		t.Errorf("the upstream was asked %d times", n)
+	}
+}
+
+// TestRelayApps: an app outside the list never reaches the upstream, by no path.
+func TestRelayApps(t *testing.T) {
+	s := standIns(t)["official"]
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n apps org.example.*\n }"})
+	client := e.Client(t)
+	for _, test := range [][3]string{
+		{"POST", "/updates", check()},
+		{"POST", "/updates/manifest_size", check()},
+		{"POST", "/stats", statsEvent()},
+		{"POST", "/channel_self", check("channel", "beta")},
+		{"PUT", "/channel_self", check()},
+		{"POST", "/updates", `{"app_id":"com.demo.app"}`},
+		{"GET", "/channel_self?platform=ios&app_id=" + appID, ""},
+		{"GET", "/files/read/attachments/orgs/o/apps/" + appID + "/1.zip", ""},
+	} {
+		if r := client.Do(test[0], test[1], test[2]); r.Status/100 == 2 {
+			t.Errorf("%s %s: status %d, %s", test[0], test[1], r.Status, r.Body)
+		}
+	}
+	if counts := s.server.Counts(); len(counts) > 0 {
+		t.Errorf("the upstream was asked for %v", slices.Collect(maps.Keys(counts)))
+	}
+	if _, err := os.Stat(e.Storage); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,145 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/learned"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// keptAnswer stands before an answer of an upstream on disk.
+type keptAnswer struct {
+	Status int       `json:"status"`
+	Kind   string    `json:"type"`
+	Server string    `json:"server"`
+	Offer  string    `json:"offer,omitempty"`
+	Until  time.Time `json:"until,omitzero"`
+}
+
+// openAnswers makes what keeps the answers of upstreams.
+func (r *runtime) openAnswers(s settings) {
+	r.answers = cache.NewAnswers(cache.AnswersOptions[*relayed]{
+		MaxBytes: s.answerMemory(), Size: (*relayed).size, Same: sameRelayed,
+		Report: r.reportAnswers, Restore: r.restoreAnswer, Save: r.saveAnswer, Drop: r.dropAnswers,
+	})
+}
+
+// learnedStore opens what upstreams told and must outlast a restart. The first relay that needs it does.
+func (r *runtime) learnedStore() *learned.Store {
+	r.learnedOnce.Do(func() {
+		store, err := learned.Open(learned.Options{Path: filepath.Join(r.dir, "learned.db"), Report: r.reportLearned})
+		if err != nil {
+			r.reportLearned(fmt.Errorf("opening learned.db: %w", err))
+			return
+		}
+		r.learned.Store(store)
+	})
+	return r.learned.Load()
+}
+
+func (r *runtime) closeLearned() error {
+	r.learnedOnce.Do(func() {}) // nobody opens it any more
+	if store := r.learned.Load(); store != nil {
+		return store.Close()
+	}
+	return nil
+}
+
+func (r *runtime) reportLearned(err error) {
+	where := zap.String(fieldStorage, r.dir)
+	if err == nil {
+		r.faults.well("learned", "what upstreams tell can be kept again", where)
+		return
+	}
+	r.faults.fault("learned", "failing", "what upstreams tell cannot be kept; their addresses are handed out as they are; check space and permissions",
+		where, zap.Error(err))
+}
+
+func (r *runtime) reportAnswers(group cache.Key, e cache.Event, detail string) {
+	fields := []zap.Field{zap.String(fieldAppID, group.Name), zap.String(fieldUpstream, group.Scope), zap.String("detail", detail)}
+	switch e {
+	case cache.Marked:
+		r.counters.marked.Add(1)
+		r.faults.fault("devices "+group.Scope+" "+group.Name, "differ", "the upstream answers devices differently; each is asked for by itself from now on", fields...)
+	case cache.Unmarked:
+		r.faults.well("devices "+group.Scope+" "+group.Name, "answers are shared between devices again", fields...)
+	case cache.OutageBegan:
+		r.faults.fault("answers "+group.Scope+" "+group.Name, "failing", "the upstream does not answer for an app; its last good answers are given", fields...)
+	case cache.OutageEnded:
+		r.faults.well("answers "+group.Scope+" "+group.Name, "the upstream answers for an app again", fields...)
+	}
+}
+
+// saveAnswer keeps an answer beyond a restart. There may be any number of those for single devices: what they take of disk is
+// bounded, and the oldest go.
+func (r *runtime) saveAnswer(k cache.AnswerKey, kept cache.Kept[*relayed]) {
+	l := r.relayOf(k.Group.Scope)
+	if l == nil || kept.Value.learned == nil {
+		return
+	}
+	a := kept.Value
+	head, err := json.Marshal(keptAnswer{a.status, a.kind, a.server, kept.Offer, kept.Until})
+	if err != nil {
+		return // it holds nothing that could fail
+	}
+	if scope := l.kept(); scope != nil {
+		scope.Save(k.Group.Name, keptKey(k), append(append(head, '\n'), a.body...), kept.Validated)
+	}
+}
+
+// keptKey is the key of an answer on disk. Those of checks are self-contained, so a device behind one makes another.
+func keptKey(k cache.AnswerKey) string { return k.Key + k.Device }
+
+func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], ok bool) {
+	l := r.relayOf(k.Group.Scope)
+	if l == nil || l.kept() == nil {
+		return none, false
+	}
+	raw, at, ok := l.kept().Load(k.Group.Name, keptKey(k))
+	if !ok {
+		return none, false
+	}
+	line, body, _ := bytes.Cut(raw, []byte{'\n'})
+	var head keptAnswer
+	if json.Unmarshal(line, &head) != nil {
+		return none, false
+	}
+	parsed := resolver.ParseAnswer(head.Status, body)
+	if parsed.Class != resolver.AnswerOffer && parsed.Class != resolver.AnswerNoUpdate {
+		return none, false
+	}
+	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body}
+	l.learn(context.Background(), a, parsed, k.Group.Name, k.Device)
+	return cache.Kept[*relayed]{Value: a, Offer: head.Offer, Validated: at, Until: head.Until}, true
+}
+
+func (r *runtime) dropAnswers(group cache.Key) {
+	if l := r.relayOf(group.Scope); l != nil && l.kept() != nil {
+		go func() {
+			if err := l.kept().DropApp(context.Background(), group.Name); err != nil {
+				r.reportLearned(err)
+			}
+		}()
+	}
+}
+
+// relayOf is the newest relay with an identity.
+func (r *runtime) relayOf(scope string) *relay {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var found *relay
+	for site := range r.sites {
+		if site.relay != nil && site.relay.scope == scope && (found == nil || len(r.apps) > 0 && site.app == r.apps[len(r.apps)-1]) {
+			found = site.relay
+		}
+	}
+	return found
+}

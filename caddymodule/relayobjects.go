@@ -1,0 +1,59 @@
+package caddymodule
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/capgo-edge/capgo-edge/origin"
+	"github.com/capgo-edge/capgo-edge/origin/learned"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// learnedObjects is the storage of a relay: the objects that the upstream's answers lead to, wherever they are just now. A
+// key is the app and the object's key, and stays the same while addresses come and go.
+type learnedObjects struct{ relay *relay }
+
+func learnedName(appID, key string) string { return appID + " " + key }
+
+// Identity implements origin.Store.
+func (o *learnedObjects) Identity() string { return o.relay.scope }
+
+// Get implements origin.Store.
+func (o *learnedObjects) Get(ctx context.Context, name string, opts origin.GetOptions) (*origin.Object, error) {
+	appID, key, _ := strings.Cut(name, " ")
+	kept := o.relay.kept()
+	if kept == nil {
+		return nil, fmt.Errorf("%w: learned.db cannot be used", origin.ErrUnavailable)
+	}
+	object, ok := kept.Find(appID, key)
+	if !ok {
+		return nil, origin.ErrNotFound
+	}
+	return o.relay.external.Get(ctx, object.URL, opts)
+}
+
+// find returns what the first of the keys stands for that an answer of the upstream led to.
+func (l *relay) find(appID string, keys []string) (target, bool) {
+	kept := l.kept()
+	if kept == nil {
+		return target{}, false
+	}
+	for _, key := range keys {
+		if o, ok := kept.Find(appID, key); ok {
+			return target{key: key, known: knownObject(&o), learnedOf: appID}, true
+		}
+	}
+	return target{}, false
+}
+
+func knownObject(o *learned.Object) resolver.Object {
+	known := resolver.Object{SHA256: o.SHA256, Size: o.Size}
+	switch o.Covers {
+	case learned.StoredBytes:
+		known.Covers = resolver.DigestStored
+	case learned.DecodedBytes:
+		known.Covers = resolver.DigestDecoded
+	}
+	return known
+}

@@ -1,0 +1,136 @@
+package caddymodule
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/upstream"
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// relayCheck answers a check of an app that has no manifest here.
+func (h *Handler) relayCheck(w http.ResponseWriter, r *http.Request, s *scratch) {
+	a, state, err := h.relay.ask(r, s)
+	if h.Debug {
+		w.Header().Set("Cache-Status", manifestStatus(state))
+	}
+	if err != nil {
+		h.runtime.counters.relay(relayUnavailable)
+		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "This app's updates cannot be told just now, try again later")
+		return
+	}
+	h.runtime.counters.relay(relayStateOf(state))
+	if state == cache.Fresh || state == cache.Stale { // else the upstream has counted the device itself
+		h.statistics.sawCheck(&s.check, s.body, a.event)
+	}
+	h.writeRelayed(w, r, s, a)
+}
+
+// writeRelayed gives an answer of the upstream to a client.
+func (h *Handler) writeRelayed(w http.ResponseWriter, r *http.Request, s *scratch, a *relayed) {
+	if a.learned == nil {
+		h.passRelayed(w, a)
+		return
+	}
+	l := a.learned
+	if h.address != nil && h.address.signer != nil {
+		l = h.address.learned(l, time.Now())
+	}
+	s.answer = l.Append(s.answer[:0], h.publicBase(r))
+	writeJSON(w, a.status, s.answer)
+}
+
+// passRelayed gives an answer to a client as it came.
+func (h *Handler) passRelayed(w http.ResponseWriter, a *relayed) {
+	header := w.Header()
+	if a.kind != "" {
+		header.Set("Content-Type", a.kind)
+	}
+	if a.retryAfter != "" {
+		header.Set("Retry-After", a.retryAfter)
+	}
+	header["Cache-Control"] = noStore
+	header["X-Content-Type-Options"] = noSniff
+	header["Content-Length"] = []string{strconv.Itoa(len(a.body))}
+	w.WriteHeader(a.status)
+	_, _ = w.Write(a.body) // a client that went away is no fault
+}
+
+// forward passes a request through to the upstream, whose answer is the client's. It returns the status; 0 means that there
+// was none, and the request was answered here.
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, path string, limit int64) int {
+	scheme := "https"
+	if strings.HasPrefix(h.publicBase(r), "http://") {
+		scheme = "http"
+	}
+	status, err := h.relay.group.Forward(w, r, upstream.Passage{
+		Path: path, Address: clientOf(r).Address, Proto: scheme, Host: r.Host, MaxBody: limit,
+	})
+	switch {
+	case status != 0 && err != nil:
+		panic(http.ErrAbortHandler)
+	case status != 0:
+		return status
+	}
+	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
+		refuseTooLarge(w, limit)
+		return 0
+	}
+	if r.Context().Err() == nil {
+		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "The server behind this edge cannot be reached just now, try again later")
+	}
+	return 0
+}
+
+// forwardRead is forward for a request whose body was read already.
+func (h *Handler) forwardRead(w http.ResponseWriter, r *http.Request, body []byte, path string, limit int64) int {
+	again := r.Clone(r.Context())
+	again.Body, again.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	return h.forward(w, again, path, limit)
+}
+
+// purge forgets what is known of an app, so that the next check asks anew.
+func (h *Handler) purge(appID string) {
+	if len(appID) <= maxAppIDLen && resolver.IsAppID(appID) && h.serves(appID) {
+		h.relay.forget(appID)
+	}
+}
+
+// relays reports whether the upstream answers for an app: it has no manifest here.
+func (h *Handler) relays(err error) bool {
+	return h.relay != nil && errors.Is(err, cache.ErrNotFound) && !errors.Is(err, errForeignApp)
+}
+
+// refuseOrForward answers a method that a path does not have here: the upstream may have it.
+func (h *Handler) refuseOrForward(w http.ResponseWriter, r *http.Request, path string, allowed ...string) {
+	if !h.relayOnly || !h.relay.terms.Admit() {
+		refuseMethod(w, allowed...)
+		return
+	}
+	h.forward(w, r, path, maxCheckBody)
+}
+
+// forwardOdd passes a request through that is none by the protocol of the official server; others may take it. It reports
+// false if that was not done: nothing is known of its app, so such requests share the trickle of unknown apps.
+func (h *Handler) forwardOdd(w http.ResponseWriter, r *http.Request, s *scratch, path string, limit int64) bool {
+	if !h.relayOnly || len(h.Apps) > 0 || len(s.body) > 0 && !json.Valid(s.body) || !h.relay.terms.Admit() {
+		return false
+	}
+	h.forwardRead(w, r, s.body, path, limit)
+	return true
+}
+
+// relayChannelCall passes a channel call through to the upstream, which knows the app.
+func (h *Handler) relayChannelCall(w http.ResponseWriter, r *http.Request, s *scratch, call *resolver.ChannelCall) {
+	status := h.forwardRead(w, r, s.body, pathChannels, maxCheckBody)
+	if status/100 == 2 && call.Stored && (call.Op == resolver.SetChannel || call.Op == resolver.UnsetChannel) {
+		h.relay.differs(call.AppID, call.DeviceID)
+	}
+}
