@@ -176,7 +176,7 @@ func readAdminBody(r *http.Request, into any) error {
 	}
 	decoder := json.NewDecoder(bytes.NewReader(body))
 	decoder.DisallowUnknownFields()
-	const form = `the body must be one JSON object such as {"app_id":"com.example.app"}`
+	const form = `the body must be JSON: one object such as {"app_id":"com.example.app"}`
 	if !bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")) { // null would be taken for an empty one
 		return badRequest(errors.New(form))
 	}

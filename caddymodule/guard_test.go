@@ -364,6 +364,10 @@ func TestGuardAcrossRestarts(t *testing.T) {
 	w.close()
 
 	w.open()
+	w.guard.recall([]string{watchedScope}) // nobody has asked for the app yet
+	if got := w.guard.pauses(); len(got) != 1 || got[0].Version != "1.2.0" || got[0].Origin != watchedScope {
+		t.Errorf("after a restart, pauses %+v", got)
+	}
 	w.release = &release{manifest: m, guard: w.guard.appOf(watchedScope, m)}
 	w.expect("after a restart, before anything is published", true, 0)
 	w.publish(m)

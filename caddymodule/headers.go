@@ -11,7 +11,7 @@ import (
 
 // collectorHeaders are those of requests to a collector that are not the operator's to set.
 var collectorHeaders = []string{
-	"Accept-Encoding", "Connection", "Content-Length", "Content-Type", "Host", "Idempotency-Key", "Transfer-Encoding",
+	"Accept-Encoding", "Cdn-Loop", "Connection", "Content-Length", "Content-Type", "Host", "Idempotency-Key", "Transfer-Encoding",
 }
 
 // checkHeaderName judges the name of a header that goes to a collector.

@@ -166,7 +166,8 @@ func TestREADME(t *testing.T) {
 	for _, option := range []string{
 		"storage", "max_size", "min_free", "memory", "origin file", "origin http", "header", "origin s3", "region",
 		"endpoint", "prefix", "access_key", "secret_key", "session_token", "path_style", "announce", "prefetch", "external", "sign", "manifests", "fresh", "stale_while", "stale", "negative",
-		"max_size", "apps", "public_url", "cors", "debug",
+		"max_size", "apps", "public_url", "cors", "debug", "stats", "max_spool", "checks on", "drop", "sample", "custom_id keep",
+		"limits off", "upstream", "per_device auto", "allow_host", "key_fields", "unknown", "kind add", "webhook_secret",
 	} {
 		if !strings.Contains(readme, "`"+option) {
 			t.Errorf("README does not explain %s", option)

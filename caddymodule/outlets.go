@@ -179,6 +179,8 @@ func (o *outlet) opened(ctx context.Context, t tuning, latest time.Time) (*openO
 // begin has the spool opened in the background, if it is not open, and was not tried a moment ago. The channel it returns is
 // closed when the attempt that goes on has ended; it is nil if none does. t are the settings until use says others: Caddy may
 // serve requests before our app was started.
+//
+//nolint:contextcheck,nolintlint // what is opened outlives the request; the former counts its callers
 func (o *outlet) begin(t tuning) <-chan struct{} {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -313,6 +313,7 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 	reply := cache.Reply[*relayed]{Value: a, Verdict: cache.Pass}
 	parsed := resolver.ParseAnswer(answer.Status, answer.Body)
 	switch parsed.Class {
+	case resolver.AnswerUnknown, resolver.AnswerClientError, resolver.AnswerClasses:
 	case resolver.AnswerOutage:
 		return reply, errors.New("the upstream answers with something that is no answer")
 	case resolver.AnswerRefused:
@@ -385,6 +386,7 @@ func learnedObject(p *resolver.Placement) learned.Object {
 		o.Covers = learned.StoredBytes
 	case resolver.DigestDecoded:
 		o.Covers = learned.DecodedBytes
+	case resolver.DigestUnknown:
 	}
 	return o
 }

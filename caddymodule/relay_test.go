@@ -27,7 +27,6 @@ import (
 type standIn struct {
 	server *upstreams.Server
 	checks []string
-	derive bool // the upstream tells devices that they are up to date, so the edge may, too
 }
 
 const otherDevice = "11119a6b-eefe-490a-9c60-8e965132ae51"
@@ -74,11 +73,11 @@ func standIns(t *testing.T) map[string]*standIn {
 		check("plugin_version", "6.0.0"), check("device_id", nil), check("version_build", "1.2.3.4"), `{}`, `[]`, `{"app_id":"` + appID + `"}`,
 	}
 	return map[string]*standIn{
-		"official":           {&official.Server, common, true},
-		"capgo-update-lite":  {&lite.Server, common, true},
-		"capgo-server":       {&goServer.Server, common, false},
-		"minimal":            {&minimal.Server, common, true},
-		"plugin test server": {&plugin.Server, common, true},
+		"official":           {&official.Server, common},
+		"capgo-update-lite":  {&lite.Server, common},
+		"capgo-server":       {&goServer.Server, common},
+		"minimal":            {&minimal.Server, common},
+		"plugin test server": {&plugin.Server, common},
 	}
 }
 
@@ -137,7 +136,7 @@ func (d *edgetestDirect) do(req *http.Request) *edgetest.Response {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	return &edgetest.Response{Status: resp.StatusCode, Header: resp.Header, Body: body, Err: err}
 }

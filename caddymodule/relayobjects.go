@@ -54,6 +54,7 @@ func knownObject(o *learned.Object) resolver.Object {
 		known.Covers = resolver.DigestStored
 	case learned.DecodedBytes:
 		known.Covers = resolver.DigestDecoded
+	case learned.Nothing:
 	}
 	return known
 }

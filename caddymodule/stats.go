@@ -43,6 +43,11 @@ func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, refusal.Status, s.answer)
 		return
 	}
+	if h.statistics.looped(r.Header) {
+		h.runtime.counters.event(eventRefused, len(events))
+		refuse(w, http.StatusLoopDetected, "loop_detected", "These events come from this edge itself; correct the address of its collector")
+		return
+	}
 	s.refusals, s.accepted = h.judgeEvents(r, events, s.refusals[:0], s.accepted[:0])
 	if err := h.statistics.keep(r.Context(), s.accepted); err != nil {
 		h.refuseEvents(w, len(s.accepted), err)
@@ -130,4 +135,17 @@ func (h *Handler) answerEvents(w http.ResponseWriter, s *scratch, batch bool) {
 	}
 	s.answer = resolver.AppendEventAnswer(s.answer[:0], refusal)
 	writeJSON(w, status, s.answer)
+}
+
+// looped reports whether a request is a delivery of this site's own events: a collector's address leads back here.
+func (s *statistics) looped(header http.Header) bool {
+	if len(header["Cdn-Loop"]) == 0 {
+		return false
+	}
+	for _, d := range s.destinations {
+		if open := d.outlet.open.Load(); open != nil && open.forwarder.Looped(header) {
+			return true
+		}
+	}
+	return false
 }

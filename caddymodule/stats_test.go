@@ -254,6 +254,7 @@ func TestChecksReported(t *testing.T) {
 	s, c := newSite(t), newCollector(t)
 	s.publish("1.0.1", 100)
 	client := edgetest.Start(t, edgetest.Config{Site: s.handler("stats " + c.URL)}).Client(t)
+	edgetest.Eventually(t, "the spool is open", func() bool { return strings.Contains(statusPage(t), `"healthy":true,"waiting"`) })
 	for _, body := range []string{
 		check("version_name", "1.0.0"), check("version_name", "1.0.1"), check("defaultChannel", "none", "custom_id", nil, "version_os", nil),
 	} {
@@ -337,7 +338,7 @@ func TestStatsUnavailable(t *testing.T) {
 	e := edgetest.New(t)
 	// A file where the folder belongs: nothing can be kept, whoever runs this.
 	edgetest.WriteFile(t, e.Storage, "spool", []byte("in the way"))
-	load(t, e, edgetest.Config{Site: s.handler("stats " + c.URL)})
+	load(t, e, edgetest.Config{Site: "metrics /metrics\n" + s.handler("stats "+c.URL)})
 	e.Protocols(t, func(t *testing.T, client *edgetest.Client) {
 		r := client.Post("/stats", statsEvent("version_name", "1.0.1"))
 		if r.Status != 503 || r.JSON(t)["error"] != "service_unavailable" || r.Header.Get("Retry-After") != "" {
@@ -347,6 +348,13 @@ func TestStatsUnavailable(t *testing.T) {
 			t.Errorf("a check: status %d, %s", r.Status, r.Body)
 		}
 	})
+	if got := statusPage(t); !strings.Contains(got, `"healthy":false,"error":"the spool cannot be opened: `) || !strings.Contains(got, `"not_open":`) {
+		t.Errorf("status %s", got)
+	}
+	if r := e.Client(t).Get("/metrics"); !strings.Contains(string(r.Body), "caddy_capgo_edge_spool_healthy{") ||
+		!strings.Contains(string(r.Body), `reason="not_open"`) {
+		t.Errorf("metrics %d %s", r.Status, r.Body)
+	}
 	if err := os.Remove(filepath.Join(e.Storage, "spool")); err != nil {
 		t.Fatal(err)
 	}
@@ -354,6 +362,9 @@ func TestStatsUnavailable(t *testing.T) {
 		return e.Client(t).Post("/stats", statsEvent("version_name", "1.0.1")).Status == 200
 	})
 	edgetest.Eventually(t, "and delivered", func() bool { return c.has(`"set"`) })
+	if got := statusPage(t); strings.Contains(got, `"healthy":false`) || len(e.Log("statistics can be kept again")) != 1 {
+		t.Errorf("status %s, log %q", got, e.Log("statistics"))
+	}
 }
 
 // TestStatsWithoutOrigin: while nobody can say whether an app exists, its events are kept, and delivered in the end.
@@ -384,5 +395,86 @@ func TestStatsForeignApp(t *testing.T) {
 	}
 	if got := c.events(); len(got) > 0 {
 		t.Errorf("the collector got %v", got)
+	}
+}
+
+// TestStatsLoop: a collector that leads back to the edge gets each event once, and is told to be wrong.
+func TestStatsLoop(t *testing.T) {
+	s := newSite(t)
+	s.publish("1.0.1", 100)
+	e := edgetest.New(t)
+	load(t, e, edgetest.Config{Site: s.handler("stats " + e.HTTP + "/stats {\n checks off\n }")})
+	client := e.Client(t)
+	if r := client.Post("/stats", statsEvent("version_name", "1.0.1")); r.Status != 200 {
+		t.Fatalf("status %d, %s", r.Status, r.Body)
+	}
+	edgetest.Eventually(t, "the log says so", func() bool { return len(e.Log("leads back to an edge")) > 0 })
+}
+
+// statusPage is what the admin endpoint tells.
+func statusPage(t *testing.T) string {
+	t.Helper()
+	w, err := admin(t, "GET", "/capgo_edge/status", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w.Body.String()
+}
+
+// TestStatsConfiguration: what can be seen only when a configuration is loaded.
+func TestStatsConfiguration(t *testing.T) {
+	s := newSite(t)
+	s.publish("1.0.1", 100)
+	t.Setenv("COLLECTOR", "http://A.example.com:80/stats")
+	t.Setenv("PASSWORD", "hunter2")
+	t.Setenv("LINES", "hunter2\nX: y")
+	mount := func(path, options string) string {
+		return fmt.Sprintf("handle_path /%s/* {\n %s\n }\n", path, s.handler("stats "+options))
+	}
+	const address = "http://a.example.com/stats"
+	tests := []struct{ name, site, err string }{
+		{"twice", s.handler("stats "+address, "stats {$COLLECTOR}"), "is there twice"},
+		{"twice by a placeholder", s.handler("stats "+address, "stats {env.COLLECTOR}"), "the collector {env.COLLECTOR} is there twice"},
+		{"a password", s.handler("stats https://me:{env.PASSWORD}@a.example.com"), `"https://me:{env.PASSWORD}@a.example.com" must be`},
+		{"a header", s.handler("stats " + address + " {\n header X-Key {env.LINES}\n }"), "header X-Key: its value holds a control character"},
+		{"max_spool", mount("a", address+" {\n max_spool 8MiB\n }") + mount("b", address), "max_spool: 8388608 and 1073741824 bytes"},
+		{
+			"headers", mount("a", address+" {\n header X-Key {env.PASSWORD}\n }") + mount("b", address+" {\n header X-Key other\n }"),
+			"different header: X-Key",
+		},
+		{"the same", mount("a", address+" {\n header X-Key a\n }") + mount("b", address+" {\n header x-key a\n drop ping\n }"), ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := edgetest.New(t).Load(edgetest.Config{Site: tt.site})
+			switch {
+			case tt.err == "" && err != nil:
+				t.Error(err)
+			case tt.err != "" && (err == nil || !strings.Contains(err.Error(), tt.err) || strings.Contains(err.Error(), "hunter2")):
+				t.Errorf("%v, want %q", err, tt.err)
+			}
+		})
+	}
+}
+
+// TestStatsOrphan: the reload that removes a collector says that its spool stays, and a stop of the edge does not.
+func TestStatsOrphan(t *testing.T) {
+	s, c, other := newSite(t), newCollector(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	e := edgetest.New(t)
+	load(t, e, edgetest.Config{Site: s.handler("stats " + c.URL)})
+	if r := e.Client(t).Post("/stats", statsEvent("version_name", "1.0.1")); r.Status != 200 {
+		t.Fatalf("status %d, %s", r.Status, r.Body)
+	}
+	const orphan = "a collector that no site names any more"
+	load(t, e, edgetest.Config{Site: s.handler("stats " + other.URL)})
+	edgetest.Eventually(t, "the orphan is named", func() bool { return len(e.Log(orphan)) == 1 })
+	load(t, e, edgetest.Config{Site: s.handler("stats "+c.URL, "stats "+other.URL)})
+	if got := e.Log("a site names the collector of a spool again"); len(got) != 1 {
+		t.Errorf("log %q", got)
+	}
+	e.Stop()
+	if got := e.Log(orphan); len(got) != 1 {
+		t.Errorf("log %q", got)
 	}
 }

@@ -23,8 +23,8 @@ type Stats struct {
 	Collectors []string `json:"collectors,omitempty"`
 
 	// Headers are sent with each request to the collectors, for example an authorization. Write secrets as {env.NAME} or
-	// {file./path}. Those that the edge sets itself cannot be set: Accept-Encoding, Connection, Content-Length, Content-Type,
-	// Host, Idempotency-Key and Transfer-Encoding.
+	// {file./path}. Those that the edge sets itself cannot be set: Accept-Encoding, CDN-Loop, Connection, Content-Length,
+	// Content-Type, Host, Idempotency-Key and Transfer-Encoding.
 	Headers http.Header `json:"headers,omitempty"`
 
 	// MaxSpool is how many bytes of disk the events for one collector may take, in the storage directory. At that size the

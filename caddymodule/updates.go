@@ -57,7 +57,7 @@ func (h *Handler) answerCheck(w http.ResponseWriter, r *http.Request, s *scratch
 		c.Write(zap.String(fieldAppID, s.check.AppID), zap.String("device_id", s.check.DeviceID),
 			zap.String("rule", d.Rule), zap.String("channel", d.Channel))
 	}
-	h.statistics.sawCheck(&s.check, s.body, d.Event) //nolint:contextcheck // what it may open outlives the request
+	h.statistics.sawCheck(&s.check, s.body, d.Event)
 	if h.address != nil && d.Outcome == resolver.Offer {
 		d.Bundle = h.address.bundle(manifest, d.Bundle, time.Now())
 	}

@@ -122,6 +122,8 @@ func TestGuard(t *testing.T) {
 		{"action of another kind", object{"auto_pause_action": "rollback"}, false, "$.channels[0].auto_pause_action"},
 		{"the same, off", object{"auto_pause_action": "rollback", "auto_pause_enabled": false}, false, ""},
 		{"action null", object{"auto_pause_action": nil}, true, ""},
+		{"no window", object{"auto_pause_window_minutes": 0}, false, "$.channels[0].auto_pause_window_minutes"},
+		{"the same, off", object{"auto_pause_window_minutes": 0, "auto_pause_enabled": false}, false, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -31,7 +31,8 @@ type apps struct {
 	byID     map[string]*app
 
 	records, bytes   int64
-	unconfirmed      int // apps
+	first            *app // has the oldest record; nil: it is to be looked for
+	unconfirmed      int  // apps
 	unconfirmedBytes int64
 }
 
@@ -52,6 +53,7 @@ func (t *apps) put(a *app) {
 func (t *apps) remove(a *app) {
 	delete(t.byNumber, a.number)
 	delete(t.byID, a.id)
+	t.lookAgain(a)
 	t.bytes -= a.bytes // pieces of damaged events
 	if !a.confirmed {
 		t.unconfirmed--
@@ -79,16 +81,36 @@ func (t *apps) count(a *app, lane uint8, n, bytes int64) {
 	}
 }
 
-// oldest is the time of the oldest record, 0 if there is none.
-func (t *apps) oldest() (oldest int64) {
-	for _, a := range t.byNumber {
-		for _, at := range a.oldest {
-			if at != 0 && (oldest == 0 || at < oldest) {
-				oldest = at
+// oldest is the time of the oldest record, 0 if there is none. Records come in the order of time, so it is looked for again
+// only when the app that has it lost some.
+func (t *apps) oldest() int64 {
+	if t.first == nil {
+		for _, a := range t.byNumber {
+			if at := a.oldestRecord(); at != 0 && (t.first == nil || at < t.first.oldestRecord()) {
+				t.first = a
 			}
 		}
 	}
+	if t.first == nil {
+		return 0
+	}
+	return t.first.oldestRecord()
+}
+
+func (a *app) oldestRecord() (oldest int64) {
+	for _, at := range a.oldest {
+		if at != 0 && (oldest == 0 || at < oldest) {
+			oldest = at
+		}
+	}
 	return oldest
+}
+
+// lookAgain notes that the first record of a lane of an app is another one.
+func (t *apps) lookAgain(a *app) {
+	if t.first == a {
+		t.first = nil
+	}
 }
 
 // oldestUnconfirmed are n unconfirmed apps, those that came first.

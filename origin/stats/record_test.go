@@ -2,8 +2,9 @@ package stats
 
 import (
 	"bytes"
-	"hash/fnv"
+	"os"
 	"reflect"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -63,17 +64,41 @@ func checkHead(t *testing.T, key, value []byte) {
 	}
 }
 
-// FuzzTree has the check of a file read what is no file of bbolt.
+// FuzzTree spoils the file of a spool: the check of it, and what saves the rest, end without a panic and find only what was written.
 func FuzzTree(f *testing.F) {
-	f.Add([]byte("nothing"))
-	f.Fuzz(func(t *testing.T, page []byte) {
-		file := fuzzFile(page)
-		tree, err := openTree(bytes.NewReader(file), int64(len(file)))
+	path := f.TempDir() + "/s.db"
+	s, err := OpenSpool(SpoolOptions{Path: path, MaxBytes: 1 << 20})
+	if err != nil {
+		f.Fatal(err)
+	}
+	for i := range 40 {
+		err := s.Append(f.Context(), Event{App: "a", Device: strconv.Itoa(i), Data: bytes.Repeat([]byte("x"), 100*i)})
 		if err != nil {
-			t.Fatal(err)
+			f.Fatal(err)
 		}
+	}
+	s.Close()
+	file, err := os.ReadFile(path)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(uint32(0), uint32(5000), []byte("nothing"), uint32(0))
+	f.Add(uint32(4096*5), uint32(10), []byte{1, 0}, uint32(100))
+	f.Fuzz(func(t *testing.T, first, second uint32, patch []byte, cut uint32) {
+		spoiled := bytes.Clone(file[:len(file)-int(cut)%len(file)])
+		for _, at := range []uint32{first, second} {
+			if int(at) < len(spoiled) {
+				copy(spoiled[at:], patch)
+			}
+		}
+		tree, err := openTree(bytes.NewReader(spoiled), int64(len(spoiled)))
+		if err != nil {
+			return
+		}
+		_ = tree.check() // whatever it finds
+		clear(tree.seen)
 		tree.deep = true
-		_ = tree.check() // it ends
+		_ = tree.check()
 		clear(tree.seen)
 		tree.bad = func(error) error { return nil }
 		tree.visit = func(_ string, key, value []byte) error {
@@ -84,22 +109,4 @@ func FuzzTree(f *testing.F) {
 			t.Error(err)
 		}
 	})
-}
-
-// fuzzFile is a file of bbolt with a valid meta page, whose other pages are made of what the fuzzer finds.
-func fuzzFile(pages []byte) []byte {
-	const size, count = 1024, 8
-	file := make([]byte, size*count)
-	meta := file[pageHeadLen:]
-	native.PutUint32(meta, metaMagic)
-	native.PutUint32(meta[4:], metaVersion)
-	native.PutUint32(meta[8:], size)
-	native.PutUint64(meta[16:], 3)
-	native.PutUint64(meta[32:], 2)
-	native.PutUint64(meta[40:], count)
-	sum := fnv.New64a()
-	sum.Write(meta[:metaLen-8])
-	native.PutUint64(meta[metaLen-8:], sum.Sum64())
-	copy(file[2*size:], pages)
-	return file
 }

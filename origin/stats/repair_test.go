@@ -110,7 +110,7 @@ func rounds(t *testing.T, env string, n int) int {
 
 // TestTornFile cuts the file of a spool off, and spoils bytes of it. CAPGO_EDGE_SPOOL_TEARS says how often.
 func TestTornFile(t *testing.T) {
-	n := rounds(t, "CAPGO_EDGE_SPOOL_TEARS", 100)
+	n := rounds(t, "CAPGO_EDGE_SPOOL_TEARS", 40)
 	for _, closed := range []bool{true, false} {
 		s := spoolFile(t, closed)
 		whole := s.try(t, "the whole file", s.file)

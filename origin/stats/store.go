@@ -288,6 +288,7 @@ func (s *store) findHeads() {
 		if a == nil {
 			continue
 		}
+		s.apps.lookAgain(a)
 		prefix := l.key()
 		key, value := c.Seek(prefix)
 		if !bytes.HasPrefix(key, prefix) {
