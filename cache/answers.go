@@ -91,8 +91,8 @@ type Kept[V any] struct {
 	Until     time.Time // as in Reply
 }
 
-// AnswersOptions are what Answers needs of the outside. The functions that may be nil are never called under a lock or
-// on a client's time.
+// AnswersOptions are what Answers needs of the outside. The functions that may be nil are never called under a lock, nor, but
+// for SaveDiffers, on a client's time.
 type AnswersOptions[V any] struct {
 	MaxBytes int64                    // of all that is kept, with its bookkeeping
 	Size     func(V) int64            // of an answer, in bytes
@@ -102,6 +102,16 @@ type AnswersOptions[V any] struct {
 	Restore func(AnswerKey) (Kept[V], bool) // the last good copy, if there is one; may be nil
 	Save    func(AnswerKey, Kept[V])        // asks for a copy to be kept; must not block; may be nil
 	Drop    func(Key)                       // asks for the group's copies to be removed; must not block; may be nil
+
+	// Knew reports whether any copy of the group is kept, or about to be. Then its upstream has answered for it, so a refusal is
+	// an outage, whatever question comes first. It is asked once before the group's first request, as long as the group
+	// stays in memory, and may block. May be nil: then a group is unknown until a copy is restored or the upstream answers.
+	Knew func(group Key) bool
+	// Differing returns the devices of the group that SaveDiffers was given, the oldest first. It is asked with Knew; may be nil.
+	Differing func(group Key) []string
+	// SaveDiffers asks for it to be kept that the device differs, also beyond a Drop. Each Differs calls it; it must not block;
+	// may be nil.
+	SaveDiffers func(group Key, device string)
 }
 
 // Event is what an operator should know of a group.

@@ -45,8 +45,11 @@ func (a *Answers[V]) tell(g *group[V], n *news[V]) {
 	}
 }
 
-// beginLocked starts a request for the answer to q, which is what w inquires.
+// beginLocked starts a request for the answer to q, which is what w inquires, or what must come before it.
 func (a *Answers[V]) beginLocked(g *group[V], q *Question[V], w *inquiry[V]) *asking[V] {
+	if a.recallsLocked(g) {
+		return a.beginRecallLocked(g, w)
+	}
 	now := a.now()
 	id, _ := g.slotLocked(w.terms, q, now)
 	s := g.placeLocked(id)

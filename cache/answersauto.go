@@ -334,24 +334,14 @@ func (a *Answers[V]) endExaminationLocked(g *group[V], n *news[V]) {
 func (a *Answers[V]) Differs(key Key, device string) {
 	var n news[V]
 	g := a.enter(key)
-	if g.differs == nil {
-		g.differs, _ = simplelru.NewLRU(maxDiffers, func(device string, _ int64) { g.bytes -= differsCost(device) })
-	}
-	full := g.differs.Len() == maxDiffers && !g.differs.Contains(device)
-	if !g.differs.Contains(device) {
-		device = strings.Clone(device)
-		g.bytes += differsCost(device)
-	}
-	g.differs.Add(device, a.now())
-	if full && g.auto { // one that is forgotten now must not be given what others share
-		a.markLocked(g, fmt.Sprintf("more than %d devices differ", maxDiffers), &n)
-	}
+	a.differLocked(g, device, a.now(), &n)
 	a.accountLocked(g)
 	g.mu.Unlock()
+	if a.options.SaveDiffers != nil {
+		a.options.SaveDiffers(g.key, strings.Clone(device))
+	}
 	a.tell(g, &n)
 }
-
-func differsCost(device string) int64 { return int64(len(device)) + 128 }
 
 // Marked reports whether the devices of a group are asked for one by one because they were found to differ.
 func (a *Answers[V]) Marked(key Key) bool {

@@ -25,12 +25,13 @@ type group[V any] struct {
 	used  int64 // when it was last asked for
 	asks  int   // requests that run
 
-	known    bool  // the upstream has answered for it
+	recalled bool  // what is kept of it was looked for, or is just now
+	known    bool  // the upstream has answered for it, in this run or one before
 	answered int64 // when it last did
 	outage   bool
 	outageAt int64 // when the last one began
 
-	meeting      *asking[V] // the first request for a group of which nothing is known; further ones wait for it
+	meeting      *asking[V] // the first request for a group of which nothing is known, or its recall; further ones wait for it
 	refusal      V
 	refusedUntil int64
 	refusalSize  int64

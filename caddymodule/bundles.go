@@ -71,17 +71,24 @@ func appOf(r *http.Request, key string) string {
 	return resolver.AppOfKey(key)
 }
 
-// locate finds which of the keys the app's manifest names. A key it does not name may be one that another site has just
-// told of, so the origin is asked once more before it is denied (contract section 3).
+// locate finds which of the keys the app's manifest names, or an answer of the upstream has led to. A key that the manifest does
+// not name may be one that another site has just told of, so the origin is asked once more before it is denied (contract
+// section 3).
 func (h *Handler) locate(ctx context.Context, appID string, keys []string) (target, error) {
 	if len(appID) > maxAppIDLen || !resolver.IsAppID(appID) || !h.serves(appID) {
 		return target{}, cache.ErrNotFound
 	}
-	if h.relay != nil {
+	t, err := h.locateNamed(ctx, appID, keys)
+	if h.relays(err) {
 		if t, ok := h.relay.find(appID, keys); ok {
 			return t, nil
 		}
 	}
+	return t, err
+}
+
+// locateNamed is locate by the app's manifest.
+func (h *Handler) locateNamed(ctx context.Context, appID string, keys []string) (target, error) {
 	if h.relayOnly {
 		return target{}, cache.ErrNotFound
 	}

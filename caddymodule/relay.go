@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,7 +15,6 @@ import (
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"go.uber.org/zap"
-	"golang.org/x/time/rate"
 
 	"github.com/capgo-edge/capgo-edge/cache"
 	"github.com/capgo-edge/capgo-edge/origin"
@@ -37,13 +37,16 @@ type relay struct {
 	servers           map[string]*resolver.Upstream // by base address
 	external          *origin.External
 	recall            sync.Once
-	isOfficial        atomic.Bool // the upstream has said so
+	isOfficial        atomic.Bool // all servers have said so
+	makesMu           sync.Mutex
+	makes             map[string]bool // whether a server is an official one, as far as it was asked; guarded by makesMu
+	admission         *admission
 	offers            *offerNotes
 }
 
 // newRelay makes the relay of a site. It asks nobody yet.
 func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
-	l := &relay{runtime: r, config: *config, offers: newOfferNotes()}
+	l := &relay{runtime: r, config: *config, offers: newOfferNotes(), makes: map[string]bool{}}
 	l.config.setDefaults()
 	if err := l.config.check(); err != nil {
 		return nil, err
@@ -79,8 +82,9 @@ func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
 			Fresh: time.Duration(l.config.Fresh), StaleWhile: time.Duration(l.config.StaleWhile),
 			Stale: time.Duration(l.config.Stale), Negative: time.Duration(l.config.Negative),
 		},
-		Admit: rate.NewLimiter(rate.Limit(float64(l.config.UnknownPerMinute)/60), l.config.UnknownPerMinute).Allow,
+		Admit: func() bool { return true }, // admits was asked before
 	}
+	l.admission = newAdmission(l.config.UnknownPerMinute)
 	return l, nil
 }
 
@@ -126,8 +130,8 @@ func sameRelayed(a, b *relayed) bool {
 func (l *relay) keyFields() (fields resolver.KeyFields, official bool) {
 	l.recall.Do(func() {
 		if kept := l.kept(); kept != nil {
-			_, _, known := kept.Load(officialNote, "")
-			l.isOfficial.Store(known)
+			note, _, _ := kept.Load(officialNote, "")
+			l.isOfficial.Store(string(note) == "true")
 		}
 	})
 	if l.isOfficial.Load() {
@@ -140,13 +144,24 @@ func (l *relay) keyFields() (fields resolver.KeyFields, official bool) {
 // after a restart, too: answers are found again by the same fields only.
 const officialNote = "official server"
 
-// becomeOfficial notes that the upstream is an official one, whose answers depend on less.
-func (l *relay) becomeOfficial() {
-	if l.isOfficial.Swap(true) {
+// sawServer notes whether a server tells that it is an official one, whose answers depend on less. Of several servers all must:
+// any of them may be the next to answer.
+func (l *relay) sawServer(server string, official bool) {
+	l.makesMu.Lock()
+	defer l.makesMu.Unlock()
+	if known, ok := l.makes[server]; ok && known == official {
+		return
+	}
+	l.makes[server] = official
+	all := len(l.makes) >= len(l.addresses)
+	for _, one := range l.makes {
+		all = all && one
+	}
+	if l.isOfficial.Swap(all) == all {
 		return
 	}
 	if kept := l.kept(); kept != nil {
-		kept.Save(officialNote, "", []byte{1}, time.Now())
+		kept.Save(officialNote, "", strconv.AppendBool(nil, all), time.Now())
 	}
 }
 
@@ -158,13 +173,15 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 	defer l.runtime.users.leave()
 	fields, official := l.keyFields()
 	s.key = resolver.AppendAnswerKey(s.key[:0], &s.check, s.body, fields)
+	if !l.admits(s.check.AppID, clientOf(r).Address) { //nolint:contextcheck // it reads a row of this disk
+		return nil, cache.Unavailable, cache.ErrBusy
+	}
 	var mine *inquiry
-	q := cache.Question[*relayed]{
-		Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID,
-		Asker: func() cache.Asker[*relayed] {
-			mine = l.inquire(r, s)
-			return mine.ask
-		},
+	q := cache.Question[*relayed]{Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID}
+	q.Asker = func() cache.Asker[*relayed] {
+		mine = l.inquire(r, s)
+		mine.derived = mine.upToDate(&q)
+		return mine.ask
 	}
 	a, state, err := l.runtime.answers.Get(r.Context(), &l.terms, &q)
 	if now := l.isOfficial.Load(); now && !official && mine != nil {
@@ -195,7 +212,6 @@ func (l *relay) forget(appID string) {
 		return
 	}
 	defer l.runtime.users.leave()
-	l.offers.forget(appID)
 	l.runtime.answers.Purge(l.groupOf(appID), true)
 }
 
@@ -263,6 +279,8 @@ type inquiry struct {
 	check  resolver.Check
 	client upstream.Client
 	reply  atomic.Pointer[cache.Reply[*relayed]] // what the upstream said to the device itself
+
+	derived *relayed // the device's answer, if it follows from another one
 }
 
 func (l *relay) inquire(r *http.Request, s *scratch) *inquiry {
@@ -282,8 +300,8 @@ func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed]
 	if device != i.check.DeviceID {
 		body = resolver.AppendWithDeviceID(nil, body, device)
 	}
-	if a := i.upToDate(device); a != nil {
-		return *a, nil
+	if i.derived != nil && device == i.check.DeviceID {
+		return cache.Reply[*relayed]{Value: i.derived, Shareable: true}, nil
 	}
 	began := time.Now()
 	answer, err := i.group.Check(ctx, body, i.client)
@@ -298,9 +316,7 @@ func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed]
 	if err == nil && device == i.check.DeviceID {
 		i.reply.Store(&reply)
 	}
-	if answer.Header.Get("X-Worker-Source") != "" {
-		i.becomeOfficial()
-	}
+	i.sawServer(answer.Upstream, answer.Header.Get("X-Worker-Source") != "")
 	return reply, err
 }
 
@@ -316,6 +332,8 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 	case resolver.AnswerUnknown, resolver.AnswerClientError, resolver.AnswerClasses:
 	case resolver.AnswerOutage:
 		return reply, errors.New("the upstream answers with something that is no answer")
+	case resolver.AnswerThrottled: // this edge, or this moment; a phone would fall silent for as long as it is told
+		return reply, errors.New("the upstream has too many requests")
 	case resolver.AnswerRefused:
 		reply.Verdict, reply.Shareable = cache.Refused, true
 	case resolver.AnswerOwnAddress:
@@ -325,7 +343,7 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 	case resolver.AnswerOffer, resolver.AnswerNoUpdate:
 		i.learn(ctx, a, parsed, i.check.AppID, device)
 		reply = replyOf(a, parsed)
-		i.note(a, device)
+		i.note(a)
 	}
 	return reply, nil
 }
@@ -346,6 +364,11 @@ func replyOf(a *relayed, parsed *resolver.Answer) cache.Reply[*relayed] {
 
 // learn prepares an answer to be given to others, and notes on disk what the addresses in it stand for.
 func (l *relay) learn(ctx context.Context, a *relayed, parsed *resolver.Answer, appID, device string) {
+	l.prepare(a, parsed, appID, device, func(objects []learned.Object) bool { return l.remember(ctx, appID, objects) })
+}
+
+// prepare is learn, with remember to note the objects. If it fails, addresses stay as they are.
+func (l *relay) prepare(a *relayed, parsed *resolver.Answer, appID, device string, remember func([]learned.Object) bool) {
 	paths := make([]string, len(parsed.Addresses))
 	objects := make([]learned.Object, 0, len(parsed.Addresses))
 	if server := l.servers[a.server]; server != nil {
@@ -356,7 +379,7 @@ func (l *relay) learn(ctx context.Context, a *relayed, parsed *resolver.Answer, 
 			}
 		}
 	}
-	if len(objects) > 0 && !l.remember(ctx, appID, objects) {
+	if len(objects) > 0 && !remember(objects) {
 		clear(paths) // what nobody would know after a restart must not be given out
 	}
 	a.learned = parsed.Compile(resolver.CompileOptions{

@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -86,12 +87,16 @@ func standIns(t *testing.T) map[string]*standIn {
 func TestRelayIsTransparent(t *testing.T) {
 	for name, s := range standIns(t) {
 		t.Run(name, func(t *testing.T) {
-			e := edgetest.Start(t, edgetest.Config{Site: fmt.Sprintf("capgo_edge %s {\n relay {\n unknown 1000\n }\n }", s.server.URL)})
+			e := edgetest.Start(t, edgetest.Config{
+				Global: "servers {\n trusted_proxies static private_ranges\n }",
+				Site:   fmt.Sprintf("capgo_edge %s {\n relay {\n unknown 1000\n }\n }", s.server.URL),
+			})
 			client, direct := e.Client(t), &edgetestDirect{t: t, base: s.server.URL}
 			for i, body := range s.checks {
 				want, again := direct.post("/updates", body), direct.post("/updates", body)
 				for round := range 3 {
-					got := client.Post("/updates", body)
+					// What is none by the protocol, and unknown apps, are passed on a few times for one client only.
+					got := client.Post("/updates", body, "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", 3*i+round))
 					diff := s.compare(t, client, direct, body, want, got)
 					if diff != "" && s.compare(t, client, direct, body, again, got) != "" { // some say the same thing in two ways
 						t.Errorf("check %d %s, round %d:\n%s", i, body, round, diff)
@@ -348,5 +353,83 @@ func TestRelayApps(t *testing.T) {
 	}
 	if _, err := os.Stat(e.Storage); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRelayUnknownApps: a flood of made-up app ids, by any path, costs the upstream a few requests for each client and the
+// configured trickle in all; the phone gets no 429 that the upstream did not say.
+func TestRelayUnknownApps(t *testing.T) {
+	s := standIns(t)["official"]
+	e := edgetest.Start(t, edgetest.Config{
+		Global: "servers {\n trusted_proxies static private_ranges\n }",
+		Site:   "capgo_edge " + s.server.URL + " {\n relay {\n unknown 10\n }\n }",
+	})
+	client := e.Client(t)
+	if r := client.Post("/updates", check("version_name", "1.0.0"), "X-Forwarded-For", "198.51.100.1"); r.Status != 200 {
+		t.Fatalf("a real app: status %d, %s", r.Status, r.Body)
+	}
+	before := len(s.server.Requests("/updates"))
+	for i := range 100 {
+		app := fmt.Sprintf("com.made.up%d", i)
+		for _, request := range [][3]string{
+			{"POST", "/updates", check("app_id", app)},
+			{"POST", "/updates/manifest_size", check("app_id", app)},
+			{"POST", "/channel_self", check("app_id", app, "channel", "beta")},
+			{"PUT", "/channel_self", check("app_id", app)},
+			{"DELETE", "/channel_self?platform=ios&version_build=1.0.0&device_id=" + deviceID + "&app_id=" + app, ""},
+			{"GET", "/channel_self?platform=ios&app_id=" + app, ""},
+			{"POST", "/stats", statsEvent("app_id", app)},
+			{"POST", "/updates", `{"app_id":"` + app + `"}`},
+			{"PUT", "/updates", check("app_id", app)},
+			{"GET", "/files/read/attachments/orgs/o/apps/" + app + "/1.zip", ""},
+		} {
+			client.Do(request[0], request[1], request[2], "X-Forwarded-For", fmt.Sprintf("192.0.2.%d", i%5))
+		}
+	}
+	total := -before
+	for _, n := range s.server.Counts() {
+		total += n
+	}
+	if total > 10+1 { // one more comes back to the trickle within the seconds that this takes
+		t.Errorf("%d requests reached the upstream: %v", total, s.server.Counts())
+	}
+	if r := client.Post("/updates", check("version_name", "1.0.0", "device_id", otherDevice), "X-Forwarded-For", "192.0.2.1"); r.Status != 200 {
+		t.Errorf("a real app after the flood: status %d, %s", r.Status, r.Body)
+	}
+}
+
+// TestRelayKnownAfterRestart: an app that the upstream knew stays known over a restart, so that its refusals are an outage, also
+// for questions that were never asked; and a device that chose a channel there is asked for by itself.
+func TestRelayKnownAfterRestart(t *testing.T) {
+	s := standIns(t)["official"]
+	config := edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n relay {\n fresh 50ms\n stale_while 50ms\n }\n }"}
+	e := edgetest.New(t)
+	load(t, e, config)
+	old := []any{"plugin_version", "7.33.0", "version_name", "1.0.0"}
+	for i := range 3 {
+		e.Client(t).Post("/updates", check(append(old, "device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i))...))
+	}
+	if r := e.Client(t).Post("/channel_self", check(append(old, "channel", "beta")...)); r.Status != 200 || r.JSON(t)["status"] != "ok" {
+		t.Fatalf("status %d, %s", r.Status, r.Body)
+	}
+	time.Sleep(1500 * time.Millisecond) // until what was learned is on disk
+	e.Stop()
+	load(t, e, config)
+	client := e.Client(t)
+	client.Redials, client.Redialed = 3, new(atomic.Int64)
+	if r := client.Post("/updates", check(append(old, "device_id", otherDevice)...)); r.JSON(t)["version"] != "1.0.1" {
+		t.Errorf("a device of the many: %s", r.Body)
+	}
+	if r := client.Post("/updates", check(old...)); r.JSON(t)["error"] != "disable_auto_update_to_major" { // 2.0.0, which is in beta
+		t.Errorf("the device in beta: %s", r.Body)
+	}
+	e.Stop()
+	s.server.Break(upstreams.NoDatabase)
+	load(t, e, config)
+	if r := client.Post("/updates", check("version_name", "0.9.9", "is_emulator", true)); r.Status != 503 {
+		t.Errorf("a question of a known app: status %d, %s", r.Status, r.Body)
+	}
+	if r := client.Post("/updates", check(append(old, "device_id", otherDevice)...)); r.JSON(t)["version"] != "1.0.1" {
+		t.Errorf("last good: status %d, %s", r.Status, r.Body)
 	}
 }

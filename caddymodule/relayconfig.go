@@ -45,8 +45,8 @@ type Relay struct {
 	// downloads. Default: off, "kind" is added.
 	KeepKind bool `json:"keep_kind,omitempty"`
 
-	// UnknownPerMinute is how many requests a minute the upstream gets about apps that it never knew, all together.
-	// Default: 60.
+	// UnknownPerMinute is how many requests a minute the upstream gets about apps that it never knew, all together. Besides, a
+	// client has four in 15 minutes. Default: 60.
 	UnknownPerMinute int `json:"unknown_per_minute,omitempty"`
 }
 

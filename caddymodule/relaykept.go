@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.uber.org/zap"
@@ -29,6 +31,7 @@ func (r *runtime) openAnswers(s settings) {
 	r.answers = cache.NewAnswers(cache.AnswersOptions[*relayed]{
 		MaxBytes: s.answerMemory(), Size: (*relayed).size, Same: sameRelayed,
 		Report: r.reportAnswers, Restore: r.restoreAnswer, Save: r.saveAnswer, Drop: r.dropAnswers,
+		Knew: r.knewGroup, Differing: r.differingDevices, SaveDiffers: r.saveDiffers,
 	})
 }
 
@@ -95,6 +98,16 @@ func (r *runtime) saveAnswer(k cache.AnswerKey, kept cache.Kept[*relayed]) {
 	}
 }
 
+// rememberMissing is remember for what an answer from before said: where an object is known to be by now stays.
+func (l *relay) rememberMissing(appID string, objects []learned.Object) bool {
+	kept := l.kept()
+	missing := slices.DeleteFunc(objects, func(o learned.Object) bool {
+		_, known := kept.Find(appID, o.Key)
+		return known
+	})
+	return len(missing) == 0 || l.remember(context.Background(), appID, missing)
+}
+
 // keptKey is the key of an answer on disk. Those of checks are self-contained, so a device behind one makes another.
 func keptKey(k cache.AnswerKey) string { return k.Key + k.Device }
 
@@ -117,14 +130,17 @@ func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], o
 		return none, false
 	}
 	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body}
-	l.learn(context.Background(), a, parsed, k.Group.Name, k.Device)
+	l.prepare(a, parsed, k.Group.Name, k.Device, func(objects []learned.Object) bool {
+		return l.rememberMissing(k.Group.Name, objects)
+	})
 	return cache.Kept[*relayed]{Value: a, Offer: head.Offer, Validated: at, Until: head.Until}, true
 }
 
 func (r *runtime) dropAnswers(group cache.Key) {
 	if l := r.relayOf(group.Scope); l != nil && l.kept() != nil {
 		go func() {
-			if err := l.kept().DropApp(context.Background(), group.Name); err != nil {
+			err := l.kept().DropApp(context.Background(), group.Name)
+			if err != nil && !errors.Is(err, learned.ErrClosed) {
 				r.reportLearned(err)
 			}
 		}()
@@ -142,4 +158,47 @@ func (r *runtime) relayOf(scope string) *relay {
 		}
 	}
 	return found
+}
+
+// knew reports whether the upstream has answered for an app within the time that last good answers are used.
+func (l *relay) knew(appID string) bool {
+	kept, known := l.kept(), false
+	if kept == nil {
+		return false
+	}
+	oldest := time.Now().Add(-l.terms.Ages.Stale)
+	err := kept.Each(context.Background(), appID, func(_ string, _ []byte, at time.Time) bool {
+		known = at.After(oldest)
+		return !known
+	})
+	return known && err == nil
+}
+
+func (r *runtime) knewGroup(group cache.Key) bool {
+	l := r.relayOf(group.Scope)
+	return l != nil && l.knew(group.Name)
+}
+
+// differing stands before an app's id where the devices are kept that chose a channel at the upstream. No app id has a blank.
+const differing = "differing "
+
+func (r *runtime) saveDiffers(group cache.Key, device string) {
+	if l := r.relayOf(group.Scope); l != nil && l.kept() != nil {
+		l.kept().Save(differing+group.Name, device, []byte{1}, time.Now())
+	}
+}
+
+func (r *runtime) differingDevices(group cache.Key) (devices []string) {
+	l := r.relayOf(group.Scope)
+	if l == nil || l.kept() == nil {
+		return nil
+	}
+	err := l.kept().Each(context.Background(), differing+group.Name, func(device string, _ []byte, _ time.Time) bool {
+		devices = append(devices, device)
+		return true
+	})
+	if err != nil {
+		r.reportLearned(err)
+	}
+	return devices
 }

@@ -96,6 +96,20 @@ func (h *Handler) forwardRead(w http.ResponseWriter, r *http.Request, body []byt
 	return h.forward(w, again, path, limit)
 }
 
+// admitForward reports whether a request about an app may be passed through. If not, it was answered.
+func (h *Handler) admitForward(w http.ResponseWriter, r *http.Request, appID string) bool {
+	known, err := h.relay.knows(appID)
+	switch {
+	case err != nil: // the upstream has just said that there is none
+		refuseLookup(w, err)
+		return false
+	case !known && !h.relay.admission.allow(clientOf(r).Address):
+		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "Nothing is known of this app just now, try again later")
+		return false
+	}
+	return true
+}
+
 // purge forgets what is known of an app, so that the next check asks anew.
 func (h *Handler) purge(appID string) {
 	if len(appID) <= maxAppIDLen && resolver.IsAppID(appID) && h.serves(appID) {
@@ -110,7 +124,7 @@ func (h *Handler) relays(err error) bool {
 
 // refuseOrForward answers a method that a path does not have here: the upstream may have it.
 func (h *Handler) refuseOrForward(w http.ResponseWriter, r *http.Request, path string, allowed ...string) {
-	if !h.relayOnly || !h.relay.terms.Admit() {
+	if !h.relayOnly || len(h.Apps) > 0 || !h.relay.admission.allow(clientOf(r).Address) {
 		refuseMethod(w, allowed...)
 		return
 	}
@@ -120,7 +134,7 @@ func (h *Handler) refuseOrForward(w http.ResponseWriter, r *http.Request, path s
 // forwardOdd passes a request through that is none by the protocol of the official server; others may take it. It reports
 // false if that was not done: nothing is known of its app, so such requests share the trickle of unknown apps.
 func (h *Handler) forwardOdd(w http.ResponseWriter, r *http.Request, s *scratch, path string, limit int64) bool {
-	if !h.relayOnly || len(h.Apps) > 0 || len(s.body) > 0 && !json.Valid(s.body) || !h.relay.terms.Admit() {
+	if !h.relayOnly || len(h.Apps) > 0 || len(s.body) > 0 && !json.Valid(s.body) || !h.relay.admission.allow(clientOf(r).Address) {
 		return false
 	}
 	h.forwardRead(w, r, s.body, path, limit)
@@ -129,6 +143,13 @@ func (h *Handler) forwardOdd(w http.ResponseWriter, r *http.Request, s *scratch,
 
 // relayChannelCall passes a channel call through to the upstream, which knows the app.
 func (h *Handler) relayChannelCall(w http.ResponseWriter, r *http.Request, s *scratch, call *resolver.ChannelCall) {
+	if len(r.URL.Query()["app_id"]) > 1 { // which of them the upstream would take, nobody knows
+		refuse(w, http.StatusBadRequest, "invalid_query_parameters", "There is more than one app_id")
+		return
+	}
+	if !h.admitForward(w, r, call.AppID) {
+		return
+	}
 	status := h.forwardRead(w, r, s.body, pathChannels, maxCheckBody)
 	if status/100 == 2 && call.Stored && (call.Op == resolver.SetChannel || call.Op == resolver.UnsetChannel) {
 		h.relay.differs(call.AppID, call.DeviceID)

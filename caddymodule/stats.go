@@ -48,7 +48,10 @@ func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusLoopDetected, "loop_detected", "These events come from this edge itself; correct the address of its collector")
 		return
 	}
-	s.refusals, s.accepted = h.judgeEvents(r, events, s.refusals[:0], s.accepted[:0])
+	if s.refusals, s.accepted, err = h.judgeEvents(r, events, s.refusals[:0], s.accepted[:0]); err != nil {
+		h.refuseEvents(w, len(events), err)
+		return
+	}
 	if err := h.statistics.keep(r.Context(), s.accepted); err != nil {
 		h.refuseEvents(w, len(s.accepted), err)
 		return
@@ -63,11 +66,16 @@ func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
 }
 
 // judgeEvents tells what is wrong with each event, and which of them are to be kept.
-func (h *Handler) judgeEvents(r *http.Request, events []resolver.Event, refusals []*resolver.Refusal, accepted []event) ([]*resolver.Refusal, []event) {
+func (h *Handler) judgeEvents(
+	r *http.Request, events []resolver.Event, refusals []*resolver.Refusal, accepted []event,
+) ([]*resolver.Refusal, []event, error) {
 	if len(events) == 0 {
-		return refusals, accepted
+		return refusals, accepted, nil
 	}
 	app, confirmed, err := h.appOf(r, events[0].AppID) // they all have the same
+	if errors.Is(err, errNotAdmitted) {
+		return refusals, accepted, err
+	}
 	for i := range events {
 		e := &events[i]
 		refusal := e.Refusal
@@ -89,8 +97,11 @@ func (h *Handler) judgeEvents(r *http.Request, events []resolver.Event, refusals
 			accepted = append(accepted, event{app: e.AppID, device: e.DeviceID, action: e.Action, confirmed: confirmed, raw: e.Raw})
 		}
 	}
-	return refusals, accepted
+	return refusals, accepted, nil
 }
+
+// errNotAdmitted says that nothing is known of an app, and that the upstream must not be asked about one more.
+var errNotAdmitted = errors.New("too many unknown apps asked for")
 
 // appOf returns what this site knows of an app: its release, if it has a manifest, and whether it is known to exist. The error
 // is cache.ErrNotFound for one that does not.
@@ -105,6 +116,9 @@ func (h *Handler) appOf(r *http.Request, appID string) (app *release, confirmed 
 	}
 	if h.relays(err) {
 		confirmed, err = h.relay.knows(appID)
+		if !confirmed && err == nil && !h.relay.admission.allow(clientOf(r).Address) {
+			err = errNotAdmitted // it would be sent on to the upstream
+		}
 		return nil, confirmed, err
 	}
 	return app, err == nil, err

@@ -135,7 +135,9 @@ func (h *Handler) serveSizes(w http.ResponseWriter, r *http.Request) {
 	case err == nil:
 		answerSizes(w, s, app)
 	case h.relays(err):
-		h.forwardRead(w, r, s.body, pathSizes, maxSizesBody)
+		if h.admitForward(w, r, s.check.AppID) {
+			h.forwardRead(w, r, s.body, pathSizes, maxSizesBody)
+		}
 	default:
 		refuseLookup(w, err)
 	}

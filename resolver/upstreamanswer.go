@@ -16,9 +16,12 @@ const (
 	// AnswerNoUpdate is a 200 with "error" or "kind": by either of them clients tell that there is no update (protocol 1.8).
 	// The code is one of protocol 1.5, or one that only a server of another make has.
 	AnswerNoUpdate
-	// AnswerRefused is any 429, and its two codes with whatever status. An unknown app, an unpaid plan, a failed database read
-	// and too many requests from this address look alike (protocol 1.5 rows 2, 5 and 7), so it says nothing of the app's state.
+	// AnswerRefused is a 429 with nothing in it, and on_premise_app with any status below 500. An unknown app, an unpaid plan
+	// and a failed database read look alike (protocol 1.5 rows 5 and 7), so one server's word for it is not enough.
 	AnswerRefused
+	// AnswerThrottled is any other 429, also a gateway's page, and too_many_requests with any status below 500 (protocol 1.5
+	// row 2): too many requests. It speaks of this moment or of the address that asks, and is never kept or shared.
+	AnswerThrottled
 	// AnswerOwnAddress is provider_infrastructure_request_blocked (protocol 1.5 rows 4 and 6): it speaks of the address that
 	// the edge asks from, and of no device.
 	AnswerOwnAddress
@@ -31,7 +34,7 @@ const (
 )
 
 func (c AnswerClass) String() string {
-	return [...]string{"unknown", "offer", "no_update", "refused", "own_address", "outage", "client_error", "invalid"}[min(c, AnswerClasses)]
+	return [...]string{"unknown", "offer", "no_update", "refused", "throttled", "own_address", "outage", "client_error", "invalid"}[min(c, AnswerClasses)]
 }
 
 // Answer is what an upstream answered to a check. Its texts are those of the members of that name, and empty where there is
@@ -97,8 +100,10 @@ func (a *Answer) classify(status int, form answerForm) AnswerClass {
 		return AnswerOutage
 	case a.Code == codeOwnAddress:
 		return AnswerOwnAddress
-	case status == 429 || a.Code == codeOnPremise || a.Code == codeTooManyRequests:
+	case a.Code == codeOnPremise || status == 429 && len(bytes.TrimSpace(a.body)) == 0:
 		return AnswerRefused
+	case status == 429 || a.Code == codeTooManyRequests:
+		return AnswerThrottled
 	case judgesBody(status, a.Code):
 		return AnswerClientError
 	case status != 200 || form != plainJSON:

@@ -42,7 +42,7 @@ var upstreamAnswers = []struct {
 	{"official", "number too large", 200, `{"error":"semver_error","message":"Native version: ...","kind":"failed"}`, AnswerNoUpdate},
 	{"official", "unknown app", 429, `{"error":"on_premise_app","message":"On-premise app detected"}`, AnswerRefused},
 	{"official", "unknown app, no message", 429, `{"error":"on_premise_app"}`, AnswerRefused},
-	{"official", "throttled by the operator", 429, `{"error":"too_many_requests","message":"Too many requests","moreInfo":{"app_id":"com.demo.app"}}`, AnswerRefused},
+	{"official", "throttled by the operator", 429, `{"error":"too_many_requests","message":"Too many requests","moreInfo":{"app_id":"com.demo.app"}}`, AnswerThrottled},
 	{"official", "the edge's address", 200, `{"error":"provider_infrastructure_request_blocked","message":"m","provider":"google","kind":"blocked"}`, AnswerOwnAddress},
 	{"official", "no JSON was sent", 400, `{"error":"invalid_json_parse_body","message":"Invalid JSON body","moreInfo":{}}`, AnswerClientError},
 	{"official", "no device", 400, `{"error":"missing_device_id","message":"Cannot find device_id"}`, AnswerClientError},
@@ -80,7 +80,12 @@ var upstreamAnswers = []struct {
 	{"any", "cut", 200, `{"version":"1.0.1","url":"h`, AnswerOutage},
 	{"any", "two objects", 200, docOffer + docOffer, AnswerOutage},
 	{"any", "HTML of a gateway", 502, `<html></html>`, AnswerOutage},
-	{"any", "HTML of a limiter", 429, `<html></html>`, AnswerRefused},
+	{"any", "HTML of a limiter", 429, `<html></html>`, AnswerThrottled},
+	{"any", "429 with blanks", 429, " \r\n", AnswerRefused},
+	{"any", "429 with another code", 429, `{"error":"slow_down"}`, AnswerThrottled},
+	{"any", "429 with an offer", 429, docOffer, AnswerThrottled},
+	{"any", "429 for the edge's address", 429, `{"error":"provider_infrastructure_request_blocked"}`, AnswerOwnAddress},
+	{"any", "throttled as 200", 200, `{"error":"too_many_requests"}`, AnswerThrottled},
 	{"any", "firewall", 403, `<html></html>`, AnswerUnknown},
 	{"any", "nothing", 204, ``, AnswerUnknown},
 	{"any", "redirect", 302, ``, AnswerUnknown},
@@ -193,6 +198,9 @@ func FuzzParseAnswer(f *testing.F) {
 		}
 		if (a.Class == AnswerOffer || a.Class == AnswerNoUpdate) && !json.Valid(body) {
 			t.Fatalf("%s, and yet no JSON", a.Class)
+		}
+		if blank := len(bytes.TrimSpace(body)) == 0; a.Class == AnswerRefused && a.Code != codeOnPremise && (status != 429 || !blank) {
+			t.Fatalf("status %d and %q refuse the app", status, body)
 		}
 		if as := a.Compile(CompileOptions{}).Append(nil, testBase); !bytes.Equal(as, body) {
 			t.Fatalf("unchanged, it is %q", as)

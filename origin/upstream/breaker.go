@@ -25,9 +25,10 @@ const (
 func (s State) String() string { return [...]string{"closed", "open", "half-open"}[s] }
 
 // When a breaker opens, and for how long. The official edge opens for 5 minutes at the first 5xx, timeout or network error
-// (protocol 8), and has other servers to turn to. Here there may be none, and one broken app is enough for a 5xx (protocol
-// 1.5: a bundle name that is not semver). So it takes three failures with no success between them, and the first pause is
-// short; it doubles, up to those 5 minutes. Each is 20 % longer or shorter, by chance, or all edges would come back at once.
+// (protocol 8), and has other servers to turn to. Here there may be none. So it takes three failures with no success between
+// them, and the first pause is short; it doubles, up to those 5 minutes. Each is 20 % longer or shorter, by chance, or all
+// edges would come back at once. A failure that one app or one odd request is enough for does not count: see errUnknown, and
+// forward.settle.
 const (
 	tolerated  = 3
 	firstPause = 5 * time.Second
@@ -52,7 +53,6 @@ type breaker struct {
 	next  time.Time // probe, while open
 	err   error     // the last failure; nil once an answer came
 	pause backoff.ExponentialBackOff
-	pace  pace
 
 	sent, failed, refused uint64
 }
@@ -71,7 +71,7 @@ type permit struct {
 	probe bool
 }
 
-// ready says why a request would not be let through now, the pace aside.
+// ready says why a request would not be let through now.
 func (b *breaker) ready() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -96,17 +96,12 @@ func (b *breaker) answers(now time.Time) bool {
 	return b.readyLocked(now) == nil
 }
 
-// allow lets a request through, or says why not. One that can wait is turned away while the server recovers and is asked
-// as often as before.
-func (b *breaker) allow(canWait bool) (permit, error) {
+// allow lets a request through, or says why not.
+func (b *breaker) allow() (permit, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	now := time.Now()
-	err := b.readyLocked(now)
-	if err == nil && !b.open && !b.pace.allow(now, canWait) {
-		err = fmt.Errorf("%w: it works again, and is not asked more often than before for %s", ErrOpen, recovery)
-	}
-	if err != nil {
+	if err := b.readyLocked(now); err != nil {
 		b.refused++
 		return permit{}, err
 	}
@@ -135,6 +130,19 @@ func (p permit) failed(err error) {
 func (p permit) abandoned() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.abandonLocked()
+}
+
+// undecided says that the request failed, and that the request itself may be why: one that anybody can make must neither
+// shut the server out for all others, nor let them in.
+func (p permit) undecided() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.breaker.failed++
+	p.abandonLocked()
+}
+
+func (p permit) abandonLocked() {
 	if p.probe && p.epoch == p.breaker.epoch {
 		p.probing, p.next = false, time.Now()
 	}
@@ -174,7 +182,6 @@ func (b *breaker) closeLocked(now time.Time) bool {
 	if !b.open {
 		return false
 	}
-	b.pace.recover(b.since, now)
 	b.open, b.probing, b.since = false, false, now
 	b.pause.Reset()
 	b.epoch++
@@ -200,7 +207,7 @@ func (b *breaker) health() Health {
 
 // The errors that say why a server was not asked, or not believed.
 var (
-	// ErrOpen: it failed just now, or recovers from that, and is left alone.
+	// ErrOpen: it failed just now, and is left alone.
 	ErrOpen = errors.New("left alone after failures")
 	// ErrBusy: too many requests are under way there, and none of them ended in time.
 	ErrBusy = errors.New("too many requests are under way")

@@ -246,61 +246,41 @@ func TestPlaces(t *testing.T) {
 	})
 }
 
-// TestNoHerd: behind an outage of ten minutes everything is asked for at once. The server gets no more than twice of what
-// it had before, in any second; a check that nothing is known of is let through.
-func TestNoHerd(t *testing.T) {
+// TestOneBrokenApp: unknown_error is an outage for who asks, and neither opens nor closes the breaker.
+func TestOneBrokenApp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := &flaky{}
-		g := inProcessGroup(t, Options{}, f)
-		refresh := func() error {
-			_, err := g.Refresh(t.Context(), []byte(question), phone)
-			return err
-		}
-		const steady = 14
-		second := func(n int) (asked int64) {
-			before := f.asked.Load()
-			for range n {
-				_ = refresh()
-				time.Sleep(time.Second / time.Duration(n))
-			}
-			return f.asked.Load() - before
-		}
-		for range 100 {
-			if asked := second(steady); asked != steady {
-				t.Fatalf("%d of %d", asked, steady)
+		var answer atomic.Pointer[http.HandlerFunc]
+		turn := func(h http.HandlerFunc) { answer.Store(&h) }
+		g := inProcessGroup(t, Options{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
+		broken := says(500, `{"error":"unknown_error","message":"Unknown error","moreInfo":{}}`)
+		turn(broken)
+		for range 2 * tolerated {
+			if a, err := check(t, g); !errors.Is(err, errUnknown) {
+				t.Fatalf("%+v, %v", a, err)
 			}
 		}
-		f.down.Store(true)
-		for range 600 {
-			second(steady)
+		if h := wantState(t, g, Closed); h.Failures != 2*tolerated || h.InFlight != 0 {
+			t.Errorf("%+v", h)
 		}
-		f.down.Store(false)
-		for wantState(t, g, g.Health()[0].State).State != Closed {
-			_ = refresh()
-			time.Sleep(time.Millisecond)
+		down := says(500, `{"error":"out of order"}`)
+		for range tolerated { // between real failures, it is no success
+			wantState(t, g, Closed)
+			turn(broken)
+			_, _ = check(t, g)
+			turn(down)
+			_, _ = check(t, g)
 		}
-		began := time.Now()
-		var all, worst int64
-		for time.Since(began) < recovery-2*time.Second {
-			asked := second(300)
-			all, worst = all+asked, max(worst, asked)
+		wantState(t, g, Open)
+		time.Sleep(firstPause * 12 / 10)
+		turn(broken)
+		if _, err := check(t, g); !errors.Is(err, errUnknown) {
+			t.Error(err)
 		}
-		if worst > 2*steady || all < 58*steady {
-			t.Errorf("%d in the worst second, %d in all", worst, all)
+		wantState(t, g, HalfOpen)
+		turn(says(200, upToDate))
+		if _, err := check(t, g); err != nil { // at once: the probe before found nothing out
+			t.Error(err)
 		}
-		for range steady {
-			_ = refresh()
-		}
-		if err := refresh(); !errors.Is(err, ErrOpen) {
-			t.Errorf("beyond the pace: %v", err)
-		}
-		if _, err := check(t, g); err != nil {
-			t.Errorf("a check that nothing is known of: %v", err)
-		}
-		time.Sleep(2 * time.Second)
-		if asked := second(300); asked < 200 {
-			t.Errorf("%d of 300 when it has recovered", asked)
-		}
-		t.Logf("steady %d/s; %d in the worst second of the recovery", steady, worst)
+		wantState(t, g, Closed)
 	})
 }

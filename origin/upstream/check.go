@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,7 +22,7 @@ const leastShare = 50 * time.Millisecond
 // maxAnswer is the size of the largest answer to a check: a delta list has some 300 bytes a file.
 const maxAnswer = 8 << 20
 
-// smallBody is how much of an error page is read, to keep the connection.
+// smallBody is how much of an error page is read: to see its code, and to keep the connection.
 const smallBody = 16 << 10
 
 // Client is who sent a check.
@@ -45,42 +46,40 @@ type Answer struct {
 	Refused bool
 }
 
+// throttled reports a 429 that says nothing of the app: it speaks of this moment, or of the address that asks.
+func (a *Answer) throttled() bool { return a.Status == http.StatusTooManyRequests && !a.Refused }
+
 // answerHeader are the headers that an answer keeps.
 var answerHeader = []string{"Content-Type", "Retry-After", "X-Ratelimit-Reset", "X-Worker-Source"}
 
 // Check asks for an update, with the body as the client sent it. The servers are asked in order, until one answers. A
-// refusal holds if all of them refuse; it is contradicted by any other answer.
+// refusal holds if all of them refuse; it is contradicted by any other answer. Any other 429 is returned if no server says
+// more than that, or than an unconfirmed refusal.
 //
 // An error is an outage: no server gave an answer that can be believed. It wraps what went wrong with each, so ErrOpen,
 // ErrBusy or ErrUnconfirmed among others; if ctx ended, it is the cause of that.
 func (g *Group) Check(ctx context.Context, body []byte, c Client) (*Answer, error) {
-	return g.check(ctx, body, c, false)
-}
-
-// Refresh is Check for a caller that has an answer which will do for now. For a minute after an outage, a server gets no
-// more requests than before it, and Refresh is what is turned away, with ErrOpen.
-func (g *Group) Refresh(ctx context.Context, body []byte, c Client) (*Answer, error) {
-	return g.check(ctx, body, c, true)
-}
-
-func (g *Group) check(ctx context.Context, body []byte, c Client, canWait bool) (*Answer, error) {
 	deadline := time.Now().Add(Budget)
-	var refusal *Answer
+	var refusal, throttled *Answer
 	var failures error
 	for i, s := range g.servers {
-		answer, err := s.check(ctx, g.share(i, deadline), body, c, canWait)
+		answer, err := s.check(ctx, g.share(i, deadline), body, c)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return nil, context.Cause(ctx)
 		case err != nil:
 			failures = join(failures, s.failure(err))
-		case !answer.Refused:
+		case answer.throttled():
+			throttled = cmp.Or(throttled, answer)
+		case answer.Refused:
+			refusal = cmp.Or(refusal, answer)
+		default:
 			return answer, nil
-		case refusal == nil:
-			refusal = answer
 		}
 	}
 	switch {
+	case throttled != nil:
+		return throttled, nil
 	case failures == nil:
 		return refusal, nil
 	case refusal != nil:
@@ -101,13 +100,13 @@ func (g *Group) share(i int, deadline time.Time) time.Duration {
 	return deadline.Sub(now) / time.Duration(remaining)
 }
 
-func (s *server) check(ctx context.Context, share time.Duration, body []byte, c Client, canWait bool) (*Answer, error) {
+func (s *server) check(ctx context.Context, share time.Duration, body []byte, c Client) (*Answer, error) {
 	if share < leastShare {
 		return nil, errNoTime
 	}
 	within, cancel := context.WithTimeoutCause(ctx, share, errTimeout)
 	defer cancel()
-	v, err := s.enter(within, s.checks, share, canWait)
+	v, err := s.enter(within, s.checks, share)
 	if err != nil {
 		return nil, err
 	}
@@ -118,6 +117,8 @@ func (s *server) check(ctx context.Context, share time.Duration, body []byte, c 
 		v.answered()
 	case ctx.Err() != nil: // the caller's doing
 		v.abandoned()
+	case errors.Is(err, errUnknown):
+		v.undecided()
 	default:
 		if errors.Is(context.Cause(within), errTimeout) {
 			err = fmt.Errorf("no answer within %s", share.Round(time.Millisecond))
@@ -145,10 +146,7 @@ func (s *server) ask(ctx context.Context, body []byte, c Client) (*Answer, error
 	}
 	defer resp.Body.Close() //nolint:errcheck // it was only read
 	if resp.StatusCode >= http.StatusInternalServerError {
-		if 0 < resp.ContentLength && resp.ContentLength <= smallBody {
-			_, _ = io.Copy(io.Discard, resp.Body)
-		}
-		return nil, statusError(resp.StatusCode)
+		return nil, failedAnswer(resp)
 	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
@@ -180,16 +178,36 @@ func (s *server) judge(resp *http.Response, text []byte) (*Answer, error) {
 
 // refuses reports that the body of a 429 says no more than that the app is not known here.
 func refuses(text []byte) bool {
-	if len(bytes.TrimSpace(text)) == 0 {
-		return true
-	}
+	return len(bytes.TrimSpace(text)) == 0 || codeOf(text) == "on_premise_app"
+}
+
+// codeOf is the "error" of a JSON object; nil if there is none.
+func codeOf(text []byte) any {
 	var said struct {
 		Error any `json:"error"`
 	}
-	return json.Unmarshal(text, &said) == nil && said.Error == "on_premise_app"
+	if json.Unmarshal(text, &said) != nil {
+		return nil
+	}
+	return said.Error
 }
+
+// failedAnswer is what a status of 500 and above comes to.
+func failedAnswer(resp *http.Response) error {
+	err := fmt.Errorf("it answers status %d", resp.StatusCode)
+	if resp.ContentLength > smallBody {
+		return err
+	}
+	text, unread := io.ReadAll(io.LimitReader(resp.Body, smallBody))
+	if unread == nil && codeOf(text) == "unknown_error" {
+		return fmt.Errorf("%w, %w", err, errUnknown)
+	}
+	return err
+}
+
+// errUnknown: the official server answers so where its code for this body or app fails, such as for a bundle whose name is
+// not semver (protocol 1.5). The caller has no answer, but the server works, and may well have one for everybody else.
+var errUnknown = errors.New("unknown_error: it may be this app or request alone that it fails for")
 
 // errNoTime: the servers before it took all there was.
 var errNoTime = errors.New("no time was left to ask it")
-
-func statusError(status int) error { return fmt.Errorf("it answers status %d", status) }

@@ -159,7 +159,7 @@ func isIdempotent(method string) bool {
 func (f *forward) attempt(s *server, out *http.Request, limit time.Duration) (_ *http.Response, sent bool, _ error) {
 	ctx, cancel := context.WithCancelCause(out.Context())
 	timer := time.AfterFunc(limit, func() { cancel(errTimeout) })
-	v, err := s.enter(ctx, s.forwards, limit, false)
+	v, err := s.enter(ctx, s.forwards, limit)
 	if err != nil {
 		timer.Stop()
 		cancel(nil)
@@ -185,26 +185,37 @@ func (f *forward) attempt(s *server, out *http.Request, limit time.Duration) (_ 
 		_ = resp.Body.Close()
 	}
 	if err != nil {
-		if errors.Is(context.Cause(ctx), errTimeout) {
+		late := errors.Is(context.Cause(ctx), errTimeout)
+		if late {
 			err = fmt.Errorf("no answer within %s", limit.Round(time.Millisecond))
 		}
 		err = publicError(err)
-		if out.Context().Err() != nil || f.body.failure() != nil || !f.body.ended() { // the client's doing
-			v.abandoned()
-		} else {
-			v.failed(err)
-		}
+		f.settle(v, out, err, late || connecting.Load())
 		end()
 		return nil, !connecting.Load() || f.body.touched(), err
 	}
 	if resp.StatusCode >= http.StatusInternalServerError {
-		v.failed(statusError(resp.StatusCode))
+		v.undecided()
 	} else {
 		v.answered()
 	}
 	timer.Reset(answerTime)
 	resp.Body = &answerBody{ReadCloser: resp.Body, end: end}
 	return resp, true, nil
+}
+
+// settle ends the visit of a request that got no answer. What is passed through is whatever anybody sends, so that it counts
+// against the server only where the server cannot be reached, or is silent; as with a 5xx, a server that hangs up may do so
+// because of this request.
+func (f *forward) settle(v *visit, out *http.Request, err error, unreachable bool) {
+	switch {
+	case out.Context().Err() != nil || f.body.failure() != nil || !f.body.ended(): // the client's doing
+		v.abandoned()
+	case unreachable:
+		v.failed(err)
+	default:
+		v.undecided()
+	}
 }
 
 func (f *forward) request(ctx context.Context, s *server, out *http.Request) *http.Request {

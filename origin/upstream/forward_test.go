@@ -256,6 +256,32 @@ func TestForwardTime(t *testing.T) {
 	})
 }
 
+// TestForwardOddRequests: what anybody can send does not shut the server out for the others; that nobody is there does.
+func TestForwardOddRequests(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		server string
+		want   State
+	}{
+		{"status 500", serve(t, says(500, "")), Closed},
+		{"status 503", serve(t, says(503, upToDate)), Closed},
+		{"hangs up", serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })), Closed},
+		{"no HTTP", serve(t, http.HandlerFunc(garbage)), Closed},
+		{"nobody there", nowhere(t), Open},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := group(t, Options{URLs: []string{c.server}})
+			for range tolerated {
+				r := httptest.NewRequest("POST", "/channel_self", strings.NewReader("odd"))
+				_, _ = g.Forward(httptest.NewRecorder(), r, Passage{Path: "/channel_self", MaxBody: 64 << 10})
+			}
+			if h := wantState(t, g, c.want); h.Failures != tolerated || h.InFlight != 0 {
+				t.Errorf("%+v", h)
+			}
+		})
+	}
+}
+
 // TestForwardSlowClient: a body that does not come is the client's fault.
 func TestForwardSlowClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -87,7 +87,7 @@ type Health struct {
 
 	Requests uint64 // that were sent
 	Failures uint64 // those without a usable answer
-	Refused  uint64 // requests that were not sent, because the breaker was open or the server recovered
+	Refused  uint64 // requests that were not sent, because the breaker was open
 	InFlight int    // requests under way
 }
 

@@ -48,10 +48,16 @@ func newServer(rawURL string, o *Options) (*server, error) {
 	case base.RawQuery != "" || base.ForceQuery || base.Fragment != "":
 		return nil, errors.New("an upstream's address must have no query and no fragment")
 	}
+	base.Path, base.RawPath = strings.TrimRight(base.Path, "/"), strings.TrimRight(base.RawPath, "/")
+	for _, end := range []string{"/updates", "/stats", "/channel_self"} {
+		if strings.HasSuffix(base.Path, end) {
+			return nil, fmt.Errorf("an upstream's address must not end in %s, which is added to it; "+
+				"name what phones had as updateUrl, without the /updates at its end", end)
+		}
+	}
 	s := &server{base: base, user: base.User, checks: make(places, maxInFlight), forwards: make(places, maxInFlight)}
 	base.User = nil
 	base.Host = strings.ToLower(base.Host)
-	base.Path, base.RawPath = strings.TrimRight(base.Path, "/"), strings.TrimRight(base.RawPath, "/")
 	s.name = base.String()
 	transport := newTransport()
 	s.transport, s.idle = transport, transport.CloseIdleConnections
@@ -136,14 +142,14 @@ type visit struct {
 
 // enter waits for a place, up to half of the time that a request has: with less than the other half left, the server would be
 // blamed for not answering. Nobody waits for one that is shut, and nobody who waited goes to one that was shut meanwhile.
-func (s *server) enter(ctx context.Context, p places, share time.Duration, canWait bool) (*visit, error) {
+func (s *server) enter(ctx context.Context, p places, share time.Duration) (*visit, error) {
 	if err := s.breaker.ready(); err != nil {
 		return nil, err
 	}
 	if err := p.take(ctx, share/2); err != nil {
 		return nil, err
 	}
-	permit, err := s.breaker.allow(canWait)
+	permit, err := s.breaker.allow()
 	if err != nil {
 		<-p
 		return nil, err

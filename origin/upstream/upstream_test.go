@@ -118,6 +118,9 @@ func TestNewGroup(t *testing.T) {
 		{"no host", []string{"https:///functions"}, "names no host"},
 		{"only a port", []string{"https://:8080"}, "names no host"},
 		{"query", []string{"https://a/?token=hunter2"}, "no query"},
+		{"the check's own path", []string{"https://u:hunter2@a/updates"}, "without the /updates"},
+		{"another path that is added", []string{"https://a", "https://a/functions/v1/channel_self/"}, "not end in /channel_self"},
+		{"statistics", []string{"https://a/%73tats"}, "not end in /stats"},
 		{"twice", []string{"https://a/x", "https://b", "https://u:hunter2@A/x/"}, "https://a/x is named twice"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -256,7 +259,7 @@ func faults(t testing.TB) map[string]struct {
 	}
 	table := map[string]fault{
 		"nobody there":    {nowhere(t), "connection refused"},
-		"500":             {serve(t, says(500, `{"error":"unknown_error"}`)), "it answers status 500"},
+		"500":             {serve(t, says(500, `{"error":"sql: no rows"}`)), "it answers status 500"},
 		"503 with a page": {serve(t, says(503, strings.Repeat("x", 1<<20))), "it answers status 503"},
 		"empty 200":       {serve(t, says(200, "")), "nothing in it"},
 		"blank 200":       {serve(t, says(200, "\r\n")), "nothing in it"},
@@ -331,6 +334,7 @@ func TestFaults(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	refuses, alsoRefuses, answers, fails := says(429, onPrem), says(429, ""), says(200, upToDate), says(500, "")
+	throttles := says(429, "<html>")
 	for _, c := range []struct {
 		name    string
 		servers []http.Handler
@@ -342,6 +346,10 @@ func TestRefusals(t *testing.T) {
 		{"the last contradicts", []http.Handler{refuses, refuses, answers}, "http://c", false, nil},
 		{"the first answers", []http.Handler{answers, refuses}, "http://a", false, nil},
 		{"a bad request contradicts", []http.Handler{refuses, says(400, "{}")}, "http://b", false, nil},
+		{"throttled, and the next answers", []http.Handler{throttles, answers}, "http://b", false, nil},
+		{"all throttle", []http.Handler{throttles, says(429, `{"error":"too_many_requests"}`)}, "http://a", false, nil},
+		{"throttled, and the rest fails", []http.Handler{fails, throttles}, "http://b", false, nil},
+		{"a throttled one might contradict", []http.Handler{refuses, throttles, refuses}, "http://b", false, nil},
 		{"a failed one might contradict", []http.Handler{refuses, fails}, "", false, ErrUnconfirmed},
 		{"in any order", []http.Handler{fails, refuses}, "", false, ErrUnconfirmed},
 		{"a hung one", []http.Handler{http.HandlerFunc(hang), refuses}, "", false, ErrUnconfirmed},
