@@ -87,17 +87,8 @@ func newExternal(option string, hosts []string) (*origin.External, error) {
 }
 
 func (b *Bundles) unmarshal(d *caddyfile.Dispenser) error {
-	if err := noMoreArguments(d); err != nil {
+	if err := eachOption(d, func() error { return b.unmarshalOption(d) }); err != nil {
 		return err
-	}
-	seen := once{}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := seen.check(d); err != nil {
-			return err
-		}
-		if err := b.unmarshalOption(d); err != nil {
-			return err
-		}
 	}
 	return atLine(d, b.check())
 }

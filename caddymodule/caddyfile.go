@@ -291,6 +291,23 @@ func (m *Manifests) unmarshal(d *caddyfile.Dispenser) error {
 	return atLine(d, complete.check())
 }
 
+// eachOption reads a block of options, none of which may stand twice; read takes one.
+func eachOption(d *caddyfile.Dispenser, read func() error) error {
+	if err := noMoreArguments(d); err != nil {
+		return err
+	}
+	seen := once{}
+	for nesting := d.Nesting(); d.NextBlock(nesting); {
+		if err := seen.check(d); err != nil {
+			return err
+		}
+		if err := read(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // once notes the options of a block, none of which may stand twice.
 type once map[string]bool
 

@@ -59,25 +59,15 @@ func (c *ChannelSelf) provision() (*channelLimits, error) {
 //		limits off | official
 //	}
 func (c *ChannelSelf) unmarshal(d *caddyfile.Dispenser) error {
-	if err := noMoreArguments(d); err != nil {
-		return err
-	}
-	seen := once{}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := seen.check(d); err != nil {
-			return err
-		}
+	return eachOption(d, func() error {
 		if d.Val() != "limits" {
 			return unknown(d, "limits")
 		}
 		if err := oneArgument(d, &c.Limits); err != nil {
 			return err
 		}
-		if err := c.check(); err != nil {
-			return atLine(d, err)
-		}
-	}
-	return nil
+		return atLine(d, c.check())
+	})
 }
 
 // serveChannelSelf answers the calls by which a device chooses its channel, and asks for it (protocol 5).

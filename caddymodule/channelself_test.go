@@ -142,21 +142,7 @@ func (c *channelCase) run(t *testing.T, client *edgetest.Client, path string) {
 		return
 	}
 	got := r.JSON(t)
-	for name, want := range c.Expect.Body.(map[string]any) {
-		if diff := cmp.Diff(want, subset(got[name], want)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
-	}
-	for _, name := range c.Expect.Absent {
-		if value, ok := got[name]; ok {
-			t.Errorf("%s must be absent, is %v", name, value)
-		}
-	}
-	for _, name := range c.Expect.Nonempty {
-		if text, _ := got[name].(string); text == "" {
-			t.Errorf("%s must be a text", name)
-		}
-	}
+	expectMembers(t, got, c.Expect.Body.(map[string]any), c.Expect.Absent, c.Expect.Nonempty)
 }
 
 // newChannelSite is a site whose app has a public channel at 1.0.1, and "beta" at 1.0.2, which devices may choose.

@@ -105,17 +105,8 @@ func checkUpstream(address string) error {
 
 // unmarshal reads the block of "relay".
 func (r *Relay) unmarshal(d *caddyfile.Dispenser) error {
-	if err := noMoreArguments(d); err != nil {
+	if err := eachOption(d, func() error { return r.unmarshalOption(d) }); err != nil {
 		return err
-	}
-	seen := once{}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := seen.check(d); err != nil {
-			return err
-		}
-		if err := r.unmarshalOption(d); err != nil {
-			return err
-		}
 	}
 	complete := *r // judged with its defaults, written without
 	complete.setDefaults()

@@ -136,21 +136,7 @@ func runEventVector(t *testing.T, client *edgetest.Client, path string, c *event
 	if r.Status != c.Expect.Status {
 		t.Errorf("status %d, want %d: %s", r.Status, c.Expect.Status, r.Body)
 	}
-	for name, want := range c.Expect.Body {
-		if diff := cmp.Diff(want, subset(got[name], want)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", name, diff)
-		}
-	}
-	for _, name := range c.Expect.Absent {
-		if value, ok := got[name]; ok {
-			t.Errorf("%s must be absent, is %v", name, value)
-		}
-	}
-	for _, name := range c.Expect.Nonempty {
-		if text, _ := got[name].(string); text == "" {
-			t.Errorf("%s must be a text", name)
-		}
-	}
+	expectMembers(t, got, c.Expect.Body, c.Expect.Absent, c.Expect.Nonempty)
 }
 
 // TestStatsAcrossRestart: what was acknowledged while the collector was down arrives after a restart, once, in the order of

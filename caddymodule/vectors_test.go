@@ -118,23 +118,28 @@ func runVector(t *testing.T, client *edgetest.Client, prefix string, c *vectorCa
 	if r.Status != c.Expect.Status {
 		t.Errorf("status %d, want %d: %s", r.Status, c.Expect.Status, r.Body)
 	}
-	for name, want := range c.Expect.Body {
-		want = ours(want, client.Base+prefix)
-		if diff := cmp.Diff(want, subset(got[name], want)); diff != "" {
+	expectMembers(t, got, ours(c.Expect.Body, client.Base+prefix).(map[string]any), c.Expect.Absent, c.Expect.Nonempty)
+	followAddresses(t, client, c, got)
+}
+
+// expectMembers holds an answer to what a case expects of its members.
+func expectMembers(t *testing.T, got, want map[string]any, absent, nonempty []string) {
+	t.Helper()
+	for name, value := range want {
+		if diff := cmp.Diff(value, subset(got[name], value)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
-	for _, name := range c.Expect.Absent {
+	for _, name := range absent {
 		if value, ok := got[name]; ok {
 			t.Errorf("%s must be absent, is %v", name, value)
 		}
 	}
-	for _, name := range c.Expect.Nonempty {
+	for _, name := range nonempty {
 		if text, _ := got[name].(string); text == "" {
 			t.Errorf("%s must be a text", name)
 		}
 	}
-	followAddresses(t, client, c, got)
 }
 
 // followAddresses downloads what the answer leads to.
