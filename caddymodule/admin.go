@@ -32,6 +32,7 @@ func (Admin) Routes() []caddy.AdminRoute {
 	return []caddy.AdminRoute{
 		{Pattern: "/capgo_edge/status", Handler: adminRoute(http.MethodGet, serveStatus)},
 		{Pattern: "/capgo_edge/prefetch", Handler: adminRoute(http.MethodPost, servePrefetch)},
+		{Pattern: "/capgo_edge/learned", Handler: caddy.AdminHandlerFunc(serveLearned)},
 		{Pattern: "/capgo_edge/resume", Handler: adminRoute(http.MethodPost, serveResume)},
 		{Pattern: "/capgo_edge/dead_letters", Handler: adminRoute(http.MethodGet, serveDeadLetters)},
 		{Pattern: "/capgo_edge/replay", Handler: adminRoute(http.MethodPost, serveReplay)},
@@ -42,8 +43,7 @@ func (Admin) Routes() []caddy.AdminRoute {
 func adminRoute(method string, serve func(r *http.Request) (any, error)) caddy.AdminHandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if r.Method != method {
-			w.Header().Set("Allow", method)
-			return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("this path takes %s", method)}
+			return adminMethod(w, method)
 		}
 		answer, err := serve(r)
 		if err != nil {
@@ -53,6 +53,13 @@ func adminRoute(method string, serve func(r *http.Request) (any, error)) caddy.A
 		return json.NewEncoder(w).Encode(answer)
 	}
 }
+
+func adminMethod(w http.ResponseWriter, method string) error {
+	w.Header().Set("Allow", method)
+	return caddy.APIError{HTTPStatus: http.StatusMethodNotAllowed, Err: fmt.Errorf("this path takes %s", method)}
+}
+
+var errNoAppID = errors.New("app_id: name the app, such as com.example.app")
 
 // eachRuntime calls do for every storage directory in use.
 func eachRuntime(do func(r *runtime)) {

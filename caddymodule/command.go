@@ -43,7 +43,8 @@ The API does not tell everything. What it lacks is named on standard error, and 
   --overrides  a JSON array of {"device_id": ..., "channel": ...}, in place of the devices that the API lists. For apps with
                very many devices: the API lists fifty at a time.
   --learned    checks with the answers of that server, from the oldest to the newest, one JSON object per line:
-               {"request": {...}, "answer": {...}}. They tell delta lists, and often platforms.
+               {"request": {...}, "answer": {...}}. They tell delta lists, and often platforms. An edge in front of that
+               server has them: curl 'localhost:2019/capgo_edge/learned?app_id=com.example.app'
 
 The manifest is checked before it is written, and a file is replaced in one step. Give the key by a placeholder, which keeps
 it out of the list of processes and the shell's history:

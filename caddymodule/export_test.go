@@ -1,6 +1,12 @@
 package caddymodule
 
-import "github.com/capgo-edge/capgo-edge/cache"
+import (
+	"context"
+	"net/http"
+	"net/http/httptest"
+
+	"github.com/capgo-edge/capgo-edge/cache"
+)
 
 // ObjectStats tells what the object store of a storage directory holds and has done; tests wait for it, where an answer
 // would come too late.
@@ -26,4 +32,14 @@ func RelayMarked(dir, appID string) bool {
 		}
 	})
 	return marked
+}
+
+// LearnedLines is what GET /capgo_edge/learned answers for an app.
+func LearnedLines(ctx context.Context, appID string) string {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequestWithContext(ctx, http.MethodGet, "/capgo_edge/learned?app_id="+appID, nil)
+	if err := serveLearned(w, r); err != nil {
+		return err.Error()
+	}
+	return w.Body.String()
 }

@@ -108,10 +108,11 @@ type relayed struct {
 	body       []byte            // as it came
 	server     string
 	event      string // the action that the upstream notes for it
+	request    []byte // the check that it answers, without custom_id
 }
 
 func (a *relayed) size() int64 {
-	size := int64(len(a.body)) + 256
+	size := int64(len(a.body)+len(a.request)) + 256
 	if a.learned != nil {
 		size += a.learned.MemorySize()
 	}
@@ -313,6 +314,7 @@ func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed]
 		return cache.Reply[*relayed]{}, err
 	}
 	reply, err := i.read(ctx, answer, device)
+	reply.Value.request = resolver.AppendWithCustomID(nil, body, func(string) (string, bool) { return "", false })
 	if err == nil && device == i.check.DeviceID {
 		i.reply.Store(&reply)
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/capgo-edge/capgo-edge/caddymodule"
 	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
 	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest/upstreams"
 	"github.com/capgo-edge/capgo-edge/resolver"
@@ -353,6 +354,33 @@ func TestRelayApps(t *testing.T) {
 	}
 	if _, err := os.Stat(e.Storage); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRelayLearned: what an edge has learned tells the importer delta lists.
+func TestRelayLearned(t *testing.T) {
+	s := standIns(t)["official"]
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n relay {\n fresh 10m\n }\n }"})
+	for i := range 3 {
+		e.Client(t).Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i), "custom_id", "jane"))
+	}
+	var lines string
+	edgetest.Eventually(t, "it is kept", func() bool {
+		lines = caddymodule.LearnedLines(t.Context(), appID)
+		return lines != ""
+	})
+	m := resolver.NewImporter(appID)
+	for line := range strings.Lines(lines) {
+		var pair struct{ Request, Answer json.RawMessage }
+		if err := json.Unmarshal([]byte(line), &pair); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Observe(pair.Request, pair.Answer); err != nil {
+			t.Error(err)
+		}
+	}
+	if !strings.Contains(lines, `"file_name":"index.html"`) || strings.Contains(lines, "jane") {
+		t.Error(lines)
 	}
 }
 

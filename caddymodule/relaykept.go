@@ -19,11 +19,13 @@ import (
 
 // keptAnswer stands before an answer of an upstream on disk.
 type keptAnswer struct {
-	Status int       `json:"status"`
-	Kind   string    `json:"type"`
-	Server string    `json:"server"`
-	Offer  string    `json:"offer,omitempty"`
-	Until  time.Time `json:"until,omitzero"`
+	Status int    `json:"status"`
+	Kind   string `json:"type"`
+	Server string `json:"server"`
+	Offer  string `json:"offer,omitempty"`
+	// Request is the check that was answered; what a manifest is made of needs it.
+	Request json.RawMessage `json:"request,omitempty"`
+	Until   time.Time       `json:"until,omitzero"`
 }
 
 // openAnswers makes what keeps the answers of upstreams.
@@ -89,7 +91,9 @@ func (r *runtime) saveAnswer(k cache.AnswerKey, kept cache.Kept[*relayed]) {
 		return
 	}
 	a := kept.Value
-	head, err := json.Marshal(keptAnswer{a.status, a.kind, a.server, kept.Offer, kept.Until})
+	head, err := json.Marshal(keptAnswer{
+		Status: a.status, Kind: a.kind, Server: a.server, Offer: kept.Offer, Request: a.request, Until: kept.Until,
+	})
 	if err != nil {
 		return // it holds nothing that could fail
 	}
@@ -129,7 +133,7 @@ func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], o
 	if parsed.Class != resolver.AnswerOffer && parsed.Class != resolver.AnswerNoUpdate {
 		return none, false
 	}
-	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body}
+	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body, request: head.Request}
 	l.prepare(a, parsed, k.Group.Name, k.Device, func(objects []learned.Object) bool {
 		return l.rememberMissing(k.Group.Name, objects)
 	})

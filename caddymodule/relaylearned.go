@@ -1,0 +1,81 @@
+package caddymodule
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/capgo-edge/capgo-edge/resolver"
+)
+
+// learnedAnswer is one line of GET /capgo_edge/learned: a check, and the upstream's answer to it.
+type learnedAnswer struct {
+	Request json.RawMessage `json:"request"`
+	Answer  json.RawMessage `json:"answer"`
+	at      time.Time
+}
+
+// serveLearned lists what upstreams have answered for an app, as "manifest import --learned" reads it: one JSON object a line,
+// the oldest first.
+func serveLearned(w http.ResponseWriter, r *http.Request) error {
+	if r.Method != http.MethodGet {
+		return adminMethod(w, http.MethodGet)
+	}
+	appID := r.URL.Query().Get("app_id")
+	if !resolver.IsAppID(appID) {
+		return badRequest(errNoAppID)
+	}
+	var all []learnedAnswer
+	eachRuntime(func(run *runtime) {
+		for _, l := range run.relays() {
+			all = append(all, l.learnedOf(r.Context(), appID)...)
+		}
+	})
+	slices.SortStableFunc(all, func(a, b learnedAnswer) int { return a.at.Compare(b.at) })
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	lines := json.NewEncoder(w)
+	for _, one := range all {
+		if err := lines.Encode(one); err != nil {
+			return nil //nolint:nilerr // the client has gone
+		}
+	}
+	return nil
+}
+
+// relays are those of all sites, one of each identity.
+func (r *runtime) relays() []*relay {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	seen := map[string]bool{}
+	var all []*relay
+	for site := range r.sites {
+		if site.relay != nil && !seen[site.relay.scope] {
+			seen[site.relay.scope] = true
+			all = append(all, site.relay)
+		}
+	}
+	return all
+}
+
+// learnedOf lists what the upstream has answered for an app, as far as that is kept on disk.
+func (l *relay) learnedOf(ctx context.Context, appID string) (all []learnedAnswer) {
+	kept := l.kept()
+	if kept == nil {
+		return nil
+	}
+	err := kept.Each(ctx, appID, func(_ string, raw []byte, at time.Time) bool {
+		line, body, _ := bytes.Cut(raw, []byte{'\n'})
+		var head keptAnswer
+		if json.Unmarshal(line, &head) == nil && len(head.Request) > 0 && json.Valid(body) {
+			all = append(all, learnedAnswer{head.Request, bytes.Clone(body), at})
+		}
+		return true
+	})
+	if err != nil && ctx.Err() == nil {
+		l.runtime.reportLearned(err)
+	}
+	return all
+}
