@@ -1,12 +1,15 @@
 package caddymodule
 
 import (
+	"net/http"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 	"golang.org/x/time/rate"
+
+	"github.com/capgo-edge/capgo-edge/cache"
 )
 
 // admission holds down what apps cost an upstream that it never knew: anyone can make app ids up, and the official server
@@ -59,9 +62,13 @@ func clientNetwork(client netip.Addr) netip.Prefix {
 	return network
 }
 
-// admits reports whether the upstream may be asked about an app: it knows it, says just now that it does not, or the client
-// has not asked for too many yet.
-func (l *relay) admits(appID string, client netip.Addr) bool {
-	known, refused := l.runtime.answers.Knows(l.groupOf(appID))
-	return known || refused || l.knew(appID) || l.admission.allow(client)
+// termsFor are the relay's terms, for a client: of an app that nothing is known of, the upstream is asked only if the client
+// has not asked for too many. Of all that ask at the same time only one does.
+func (l *relay) termsFor(r *http.Request, app cache.Key) *cache.Terms {
+	if known, refused := l.runtime.answers.Knows(app); known || refused {
+		return &l.terms
+	}
+	client, terms := clientOf(r).Address, l.terms
+	terms.Admit = func() bool { return l.admission.allow(client) }
+	return &terms
 }

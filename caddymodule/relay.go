@@ -82,7 +82,7 @@ func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
 			Fresh: time.Duration(l.config.Fresh), StaleWhile: time.Duration(l.config.StaleWhile),
 			Stale: time.Duration(l.config.Stale), Negative: time.Duration(l.config.Negative),
 		},
-		Admit: func() bool { return true }, // admits was asked before
+		Admit: func() bool { return true }, // of an app that nothing is known of, termsFor asks for more
 	}
 	l.admission = newAdmission(l.config.UnknownPerMinute)
 	return l, nil
@@ -174,9 +174,6 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 	defer l.runtime.users.leave()
 	fields, official := l.keyFields()
 	s.key = resolver.AppendAnswerKey(s.key[:0], &s.check, s.body, fields)
-	if !l.admits(s.check.AppID, clientOf(r).Address) { //nolint:contextcheck // it reads a row of this disk
-		return nil, cache.Unavailable, cache.ErrBusy
-	}
 	var mine *inquiry
 	q := cache.Question[*relayed]{Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID}
 	q.Asker = func() cache.Asker[*relayed] {
@@ -184,7 +181,7 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 		mine.derived = mine.upToDate(&q)
 		return mine.ask
 	}
-	a, state, err := l.runtime.answers.Get(r.Context(), &l.terms, &q)
+	a, state, err := l.runtime.answers.Get(r.Context(), l.termsFor(r, q.Group), &q)
 	if now := l.isOfficial.Load(); now && !official && mine != nil {
 		if reply := mine.reply.Load(); reply != nil { // it is to be found by the fields that count from now on
 			return l.keepAgain(r, s, reply)

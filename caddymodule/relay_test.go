@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -354,6 +355,28 @@ func TestRelayApps(t *testing.T) {
 	}
 	if _, err := os.Stat(e.Storage); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRelayFirstHerd: many phones that ask for an app of which nothing is known yet get its answer, all of them, while the
+// upstream takes its time.
+func TestRelayFirstHerd(t *testing.T) {
+	s := standIns(t)["official"]
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n relay {\n unknown 1\n }\n }"})
+	s.server.Slow(200 * time.Millisecond)
+	var wg sync.WaitGroup
+	for i := range 100 {
+		client := e.Client(t)
+		wg.Go(func() {
+			r := client.Post("/updates", check("version_name", "1.0.0", "device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)))
+			if r.Status != 200 {
+				t.Errorf("status %d, %s", r.Status, r.Body)
+			}
+		})
+	}
+	wg.Wait()
+	if n := s.server.Count("/updates"); n > 20 {
+		t.Errorf("%d requests to the upstream", n)
 	}
 }
 
