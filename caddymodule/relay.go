@@ -27,14 +27,15 @@ import (
 type relay struct {
 	runtime   *runtime
 	config    Relay
-	addresses []string // without a slash at the end
+	addresses []string // as they are configured, without a slash at the end
+	names     []string // of the servers, as their answers and status call them, in the same order
 	group     *upstream.Group
 	scope     string
 	terms     cache.Terms
 	shelf     *shelf // of the objects that answers lead to
 
 	foreign, official resolver.KeyFields
-	servers           map[string]*resolver.Upstream // by base address
+	servers           map[string]*resolver.Upstream // by name
 	external          *origin.External
 	recall            sync.Once
 	isOfficial        atomic.Bool // all servers have said so
@@ -66,10 +67,10 @@ func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
 		return nil, err
 	}
 	l.servers = map[string]*resolver.Upstream{}
-	for _, address := range addresses {
-		base := strings.TrimSuffix(address, "/")
-		l.addresses = append(l.addresses, base)
-		if l.servers[base], err = resolver.NewUpstream(base, l.external.Allows); err != nil {
+	for i, server := range l.group.Health() { // in the order of the addresses
+		l.addresses = append(l.addresses, strings.TrimSuffix(addresses[i], "/"))
+		l.names = append(l.names, server.Upstream)
+		if l.servers[server.Upstream], err = resolver.NewUpstream(l.addresses[i], l.external.Allows); err != nil {
 			return nil, err
 		}
 	}
@@ -129,24 +130,33 @@ func sameRelayed(a, b *relayed) bool {
 
 // keyFields are those that the upstream's answers depend on, as far as is known of it.
 func (l *relay) keyFields() (fields resolver.KeyFields, official bool) {
-	l.recall.Do(func() {
-		if kept := l.kept(); kept != nil {
-			note, _, _ := kept.Load(officialNote, "")
-			l.isOfficial.Store(string(note) == "true")
-		}
-	})
+	l.recall.Do(l.recallMakes)
 	if l.isOfficial.Load() {
 		return l.official, true
 	}
 	return l.foreign, false
 }
 
-// officialNote stands for an app in what is kept of an upstream that has told that it is an official one. It must be known
-// after a restart, too: answers are found again by the same fields only.
-const officialNote = "official server"
+// makesNote stands for an app in what is kept of the servers: whether each has told that it is an official one. That must be
+// known after a restart, too: answers are found again by the same fields only.
+const makesNote = "official servers"
 
-// sawServer notes whether a server tells that it is an official one, whose answers depend on less. Of several servers all must:
-// any of them may be the next to answer.
+func (l *relay) recallMakes() {
+	kept := l.kept()
+	if kept == nil {
+		return
+	}
+	l.makesMu.Lock()
+	defer l.makesMu.Unlock()
+	for _, server := range l.names {
+		if note, _, ok := kept.Load(makesNote, server); ok {
+			l.makes[server] = string(note) == "true"
+		}
+	}
+	l.isOfficial.Store(l.allOfficialLocked())
+}
+
+// sawServer notes whether a server tells that it is an official one, whose answers depend on less.
 func (l *relay) sawServer(server string, official bool) {
 	l.makesMu.Lock()
 	defer l.makesMu.Unlock()
@@ -154,16 +164,20 @@ func (l *relay) sawServer(server string, official bool) {
 		return
 	}
 	l.makes[server] = official
-	all := len(l.makes) >= len(l.addresses)
-	for _, one := range l.makes {
-		all = all && one
-	}
-	if l.isOfficial.Swap(all) == all {
-		return
-	}
+	l.isOfficial.Store(l.allOfficialLocked())
 	if kept := l.kept(); kept != nil {
-		kept.Save(officialNote, "", strconv.AppendBool(nil, all), time.Now())
+		kept.Save(makesNote, server, strconv.AppendBool(nil, official), time.Now())
 	}
+}
+
+// allOfficialLocked reports whether every server is an official one: any of them may be the next to answer.
+func (l *relay) allOfficialLocked() bool {
+	for _, server := range l.names {
+		if !l.makes[server] {
+			return false
+		}
+	}
+	return true
 }
 
 // ask returns the answer to a check.
@@ -315,14 +329,16 @@ func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed]
 	if err == nil && device == i.check.DeviceID {
 		i.reply.Store(&reply)
 	}
-	i.sawServer(answer.Upstream, answer.Header.Get("X-Worker-Source") != "")
+	if reply.Value.learned != nil { // what comes from before the server tells nothing of it
+		i.sawServer(answer.Upstream, answer.Header.Get("X-Worker-Source") != "")
+	}
 	return reply, err
 }
 
 // read says what may be done with an answer.
 func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device string) (cache.Reply[*relayed], error) {
 	a := &relayed{
-		status: answer.Status, body: answer.Body, server: strings.TrimSuffix(answer.Upstream, "/"),
+		status: answer.Status, body: answer.Body, server: answer.Upstream,
 		kind: answer.Header.Get("Content-Type"), retryAfter: answer.Header.Get("Retry-After"),
 	}
 	reply := cache.Reply[*relayed]{Value: a, Verdict: cache.Pass}

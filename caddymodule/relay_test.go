@@ -380,6 +380,51 @@ func TestRelayFirstHerd(t *testing.T) {
 	}
 }
 
+// TestRelayMakes: answers are shared between devices of different version_code only where all servers are official ones, also
+// after a restart.
+func TestRelayMakes(t *testing.T) {
+	official, second, foreign := standIns(t)["official"], standIns(t)["official"], standIns(t)["minimal"]
+	for _, test := range []struct {
+		name   string
+		other  *standIn
+		shares bool
+	}{{"two official servers", second, true}, {"an official server and another", foreign, false}} {
+		t.Run(test.name, func(t *testing.T) {
+			config := edgetest.Config{Site: fmt.Sprintf("capgo_edge {\n upstream %s\n upstream %s\n stats off\n relay {\n fresh 10m\n }\n }",
+				strings.Replace(official.server.URL, "http://127", "HTTP://127", 1)+"/", test.other.server.URL)}
+			e := edgetest.New(t)
+			load(t, e, config)
+			ask := func(code int) int {
+				t.Helper()
+				before := official.server.Count("/updates")
+				r := e.Client(t).Post("/updates", check("version_name", "0.9.0", "version_code", fmt.Sprint(code)))
+				if address, _ := r.JSON(t)["url"].(string); !strings.HasPrefix(address, e.HTTP) {
+					t.Fatalf("status %d, %s", r.Status, r.Body)
+				}
+				return official.server.Count("/updates") - before
+			}
+			ask(1)
+			official.server.Break(upstreams.Down) // the other one answers
+			ask(2)
+			official.server.Heal()
+			for code := range 3 {
+				ask(10 + code)
+			}
+			if n := ask(20); (n == 0) != test.shares {
+				t.Errorf("%d requests for another version_code", n)
+			}
+			time.Sleep(1500 * time.Millisecond) // until what was learned is on disk
+			e.Stop()
+			load(t, e, config)
+			ask(10)
+			if n := ask(21); (n == 0) != test.shares {
+				t.Errorf("%d requests for another version_code after a restart", n)
+			}
+			e.Stop()
+		})
+	}
+}
+
 // TestRelayLearned: what an edge has learned tells the importer delta lists.
 func TestRelayLearned(t *testing.T) {
 	s := standIns(t)["official"]
