@@ -78,7 +78,8 @@ func (h *Handler) serveChannelSelf(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	if _, err := h.releaseFor(w, r, call.AppID); h.relays(err) {
+	app, err := h.releaseFor(w, r, call.AppID)
+	if h.relays(err) {
 		h.relayChannelCall(w, r, s, &call)
 		return
 	}
@@ -88,8 +89,8 @@ func (h *Handler) serveChannelSelf(w http.ResponseWriter, r *http.Request) {
 		refuseChannelCall(w, s, &call, reset, now)
 		return
 	}
-	app, ok := h.appOfCall(w, r, &call)
-	if !ok {
+	if err != nil {
+		h.refuseChannelApp(w, call.Op, err)
 		return
 	}
 	reply := h.answerChannelCall(r, app, &call)
@@ -152,26 +153,14 @@ func parseChannelCall(op resolver.ChannelOp, r *http.Request, s *scratch) (resol
 	return s.channels.ParseQuery(op, r.URL.Query())
 }
 
-// appOfCall finds the release of the app that a call is about. If it reports false, the request was answered.
-func (h *Handler) appOfCall(w http.ResponseWriter, r *http.Request, call *resolver.ChannelCall) (*release, bool) {
-	app, err := (*release)(nil), cache.ErrNotFound
-	if h.serves(call.AppID) {
-		var how cache.State
-		app, how, err = h.library.get(r.Context(), call.AppID)
-		if h.Debug {
-			w.Header().Set("Cache-Status", manifestStatus(how))
-		}
-	}
-	if err == nil {
-		return app, true
-	}
+// refuseChannelApp answers a call about an app that could not be had.
+func (h *Handler) refuseChannelApp(w http.ResponseWriter, op resolver.ChannelOp, err error) {
 	result := channelUnavailable
 	if errors.Is(err, cache.ErrNotFound) {
 		result = channelUnknownApp
 	}
-	h.runtime.channelCalls.count(call.Op, result)
+	h.runtime.channelCalls.count(op, result)
 	refuseLookup(w, err)
-	return nil, false
 }
 
 // answerChannelCall decides about a call and has the device's choice on disk before it says so.

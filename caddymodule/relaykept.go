@@ -28,6 +28,13 @@ type keptAnswer struct {
 	Until   time.Time       `json:"until,omitzero"`
 }
 
+// readKept takes an answer apart as saveAnswer wrote it.
+func readKept(raw []byte) (head keptAnswer, body []byte, ok bool) {
+	line, body, _ := bytes.Cut(raw, []byte{'\n'})
+	ok = json.Unmarshal(line, &head) == nil
+	return head, body, ok
+}
+
 // openAnswers makes what keeps the answers of upstreams.
 func (r *runtime) openAnswers(s settings) {
 	r.answers = cache.NewAnswers(cache.AnswersOptions[*relayed]{
@@ -124,9 +131,8 @@ func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], o
 	if !ok {
 		return none, false
 	}
-	line, body, _ := bytes.Cut(raw, []byte{'\n'})
-	var head keptAnswer
-	if json.Unmarshal(line, &head) != nil {
+	head, body, ok := readKept(raw)
+	if !ok {
 		return none, false
 	}
 	parsed := resolver.ParseAnswer(head.Status, body)

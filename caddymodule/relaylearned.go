@@ -67,9 +67,7 @@ func (l *relay) learnedOf(ctx context.Context, appID string) (all []learnedAnswe
 		return nil
 	}
 	err := kept.Each(ctx, appID, func(_ string, raw []byte, at time.Time) bool {
-		line, body, _ := bytes.Cut(raw, []byte{'\n'})
-		var head keptAnswer
-		if json.Unmarshal(line, &head) == nil && len(head.Request) > 0 && json.Valid(body) {
+		if head, body, ok := readKept(raw); ok && len(head.Request) > 0 && json.Valid(body) {
 			all = append(all, learnedAnswer{head.Request, bytes.Clone(body), at})
 		}
 		return true

@@ -21,17 +21,9 @@ type upstreamStatus struct {
 
 // upstreamStatus tells of the upstreams that sites have, each once.
 func (r *runtime) upstreamStatus() []upstreamStatus {
-	r.mu.Lock()
-	groups := map[*upstream.Group]bool{}
-	for site := range r.sites {
-		if site.relay != nil {
-			groups[site.relay.group] = true
-		}
-	}
-	r.mu.Unlock()
 	var all []upstreamStatus
-	for group := range groups {
-		for _, h := range group.Health() {
+	for _, l := range r.relays() {
+		for _, h := range l.group.Health() {
 			all = append(all, upstreamStatus{
 				Upstream: h.Upstream, Healthy: h.State == upstream.Closed, Error: h.Error,
 				Since: timeOrNone(h.Since), Next: timeOrNone(h.Next), Requests: h.Requests, Failures: h.Failures,
