@@ -17,7 +17,7 @@ func (c *Scope) Save(app, key string, answer []byte, at time.Time) {
 		c.store.dropped.Add(1)
 		return
 	}
-	c.store.later(k, seal(k.inTable(), encodeAnswer(answer, at)))
+	c.store.later(k, seal(k, encodeAnswer(answer, at)))
 }
 
 // Load returns an answer, which must not be changed, and when it was given, to the millisecond.
@@ -43,7 +43,7 @@ func (c *Scope) DropApp(ctx context.Context, app string) error {
 		}
 	}
 	c.store.mu.Unlock()
-	return c.store.commitNow(ctx, &write{drop: prefix})
+	return c.store.writes.Commit(ctx, write{drop: prefix})
 }
 
 // eachAtOnce is how many answers Each reads at once.
@@ -56,7 +56,7 @@ func (c *Scope) Each(ctx context.Context, app string, f func(key string, answer 
 	if err != nil {
 		return err
 	}
-	if err := c.store.commitNow(ctx, &write{}); err != nil { // with it goes what waits
+	if err := c.store.writes.Commit(ctx, write{}); err != nil { // with it goes what waits
 		return err
 	}
 	for from := prefix.inTable(); from != nil; {

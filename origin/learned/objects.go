@@ -38,7 +38,7 @@ type Object struct {
 // costs nothing. Where only the URL is another one, such as one with a fresh signature, Find has it at once and it is written
 // behind. If ctx ends first, the objects may be kept or not.
 func (c *Scope) Put(ctx context.Context, app string, all []Object) error {
-	w := &write{}
+	w := write{}
 	today := dayOf(time.Now())
 	for i := range all {
 		o := &all[i]
@@ -49,16 +49,16 @@ func (c *Scope) Put(ctx context.Context, app string, all []Object) error {
 		value := o.encode(today)
 		switch c.store.compare(k, value) {
 		case unlike:
-			w.rows = append(w.rows, row{k, seal(k.inTable(), value)})
+			w.rows = append(w.rows, row{k, seal(k, value)})
 		case like:
-			c.store.later(k, seal(k.inTable(), value))
+			c.store.later(k, seal(k, value))
 		case same:
 		}
 	}
 	if len(w.rows) == 0 {
 		return nil
 	}
-	return c.store.commitNow(ctx, w)
+	return c.store.writes.Commit(ctx, w)
 }
 
 // Find returns what an app's key stands for.
@@ -72,7 +72,7 @@ func (c *Scope) Find(app, key string) (Object, bool) {
 		return Object{}, false
 	}
 	if today := dayOf(time.Now()); day != today {
-		c.store.later(k, seal(k.inTable(), o.encode(today)))
+		c.store.later(k, seal(k, o.encode(today)))
 	}
 	return o, true
 }

@@ -3,31 +3,18 @@ package learned
 import (
 	"bytes"
 	"encoding/binary"
-	"hash/crc32"
 	"time"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
-// A row's value ends in a checksum of its key and content, because bbolt has none for its pages.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-const sealSize = 4
-
-func checksum(key, value []byte) uint32 {
-	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
-}
-
-// seal appends the checksum.
-func seal(key, value []byte) []byte {
-	return binary.BigEndian.AppendUint32(value, checksum(key, value))
-}
+// seal makes a row's value of what was encoded, with room for that.
+func seal(k rowKey, value []byte) []byte { return boltfile.Seal(k.inTable(), value) }
 
 // unseal returns a copy of what was sealed. It reports false if that is not what was written.
 func unseal(key, sealed []byte) ([]byte, bool) {
-	at := len(sealed) - sealSize
-	if at < 0 || binary.BigEndian.Uint32(sealed[at:]) != checksum(key, sealed[:at]) {
-		return nil, false
-	}
-	return bytes.Clone(sealed[:at]), true
+	value, ok := boltfile.Unseal(key, sealed)
+	return bytes.Clone(value), ok
 }
 
 // An object's value: its flags, the day it was last used, its size, its digest, and its address to the end.
@@ -46,7 +33,7 @@ func (o *Object) encode(day uint32) []byte {
 	if o.Immutable {
 		flags |= immutable
 	}
-	value := make([]byte, 0, addressAt+len(o.URL)+sealSize)
+	value := make([]byte, 0, addressAt+len(o.URL)+boltfile.SealSize)
 	value = append(value, flags)
 	value = binary.BigEndian.AppendUint32(value, day)
 	value = binary.BigEndian.AppendUint64(value, uint64(o.Size))
@@ -69,7 +56,7 @@ func decodeObject(key string, value []byte) (o Object, day uint32, ok bool) {
 const answerAt = 8
 
 func encodeAnswer(answer []byte, at time.Time) []byte {
-	value := make([]byte, 0, answerAt+len(answer)+sealSize)
+	value := make([]byte, 0, answerAt+len(answer)+boltfile.SealSize)
 	return append(binary.BigEndian.AppendUint64(value, uint64(at.UnixMilli())), answer...)
 }
 

@@ -29,7 +29,7 @@ var (
 	// ErrTooLarge: an app id, a key or an address is longer than what is kept, or has a NUL in it.
 	ErrTooLarge = errors.New("too large to be kept")
 	// ErrClosed: the store was closed.
-	ErrClosed = errors.New("the store of what was learned is closed")
+	ErrClosed = boltfile.ErrClosed
 )
 
 // DefaultMaxBytes is the bound of the file. An object takes some 500 bytes of it, an answer what it is long.
@@ -66,12 +66,9 @@ type Store struct {
 	file    *boltfile.File
 	report  func(error)
 	most    int64
-	writes  chan *write
-	wake    chan struct{} // something waits for being written behind
-	closing chan struct{}
-	closed  chan struct{} // when the writer has ended
-	once    sync.Once
-	failing bool // the writer's: the last commit failed
+	writes  *boltfile.Queue[write]
+	due     chan struct{} // what waits for being written behind has waited for long enough
+	failing bool          // the writer's: the last commit failed
 
 	commits, failures, dropped, swept, damaged atomic.Uint64
 
@@ -121,7 +118,7 @@ type rowKey string
 func Open(o Options) (*Store, error) {
 	s := &Store{
 		report: o.Report, most: o.MaxBytes,
-		writes: make(chan *write), wake: make(chan struct{}, 1), closing: make(chan struct{}), closed: make(chan struct{}),
+		writes: boltfile.NewQueue[write](), due: make(chan struct{}, 1),
 		behind: map[rowKey][]byte{}, recent: recent{seed: maphash.MakeSeed()},
 	}
 	if s.report == nil {
@@ -149,14 +146,13 @@ func Open(o Options) (*Store, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("learned: writing %s: %w", o.Path, err), s.file.Close())
 	}
-	go s.write()
+	go s.writes.Serve(maxBatch, s.due, s.commit)
 	return s, nil
 }
 
 // Close writes what waits, and closes the file. Later writes get ErrClosed, later reads find nothing.
 func (s *Store) Close() error {
-	s.once.Do(func() { close(s.closing) })
-	<-s.closed
+	s.writes.Close()
 	return s.file.Close()
 }
 
@@ -233,5 +229,5 @@ func (s *Store) waitingLocked(k rowKey) ([]byte, bool) {
 	if !ok {
 		return nil, false
 	}
-	return sealed[:len(sealed)-sealSize], true
+	return sealed[:len(sealed)-boltfile.SealSize], true
 }

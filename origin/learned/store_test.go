@@ -255,10 +255,10 @@ func TestBehindNeverReplaces(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		late := seal(k.inTable(), fresh.encode(dayOf(time.Now()))) // of a Put that had seen zip
+		late := seal(k, fresh.encode(dayOf(time.Now()))) // of a Put that had seen zip
 		s.mu.Lock()
 		s.behind[k], s.bytes = late, s.bytes+len(k)+len(late)
-		s.noteLocked([]*write{{rows: []row{{k, seal(k.inTable(), other.encode(dayOf(time.Now())))}}}}) // while this was written
+		s.noteLocked([]*change{{What: write{rows: []row{{k, seal(k, other.encode(dayOf(time.Now())))}}}}}) // while this was written
 		s.mu.Unlock()
 		wantObject(t, c, other)
 		if waiting := s.Stats().Waiting; waiting != 0 {

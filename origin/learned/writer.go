@@ -2,11 +2,12 @@ package learned
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
 // row is a row on its way to disk, with its value sealed.
@@ -15,34 +16,17 @@ type row struct {
 	value []byte
 }
 
-// write is a change that somebody waits for.
+// write is what goes to disk together.
 type write struct {
 	rows []row
 	drop rowKey // answers whose keys begin with it go; empty: none
-	err  error
-	done chan struct{}
 }
+
+// change is a write that somebody waits for.
+type change = boltfile.Change[write]
 
 // maxBatch bounds the changes of one commit, and with them how long the first of them waits for the others.
 const maxBatch = 256
-
-// commitNow returns when the change is on disk.
-func (s *Store) commitNow(ctx context.Context, w *write) error {
-	w.done = make(chan struct{})
-	select {
-	case s.writes <- w:
-	case <-s.closing:
-		return ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case <-w.done:
-		return w.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
 
 // later leaves a row to be written behind. Reads have it at once.
 func (s *Store) later(k rowKey, sealed []byte) {
@@ -52,6 +36,7 @@ func (s *Store) later(k rowKey, sealed []byte) {
 		total -= len(k) + len(old)
 	}
 	fits := total <= int(min(maxWaiting, s.most/16))
+	first := fits && len(s.behind) == 0
 	if fits {
 		s.behind[k], s.bytes = sealed, total
 	}
@@ -60,49 +45,21 @@ func (s *Store) later(k rowKey, sealed []byte) {
 		s.dropped.Add(1)
 		return
 	}
+	if first {
+		time.AfterFunc(flushEvery, s.flush)
+	}
+}
+
+// flush has what waits written.
+func (s *Store) flush() {
 	select {
-	case s.wake <- struct{}{}:
+	case s.due <- struct{}{}:
 	default:
 	}
 }
 
-// write commits changes until the store is closed. All that wait when a commit ends go into the next one, so that many
-// share one sync of the disk; what is to be written behind goes along, or by itself after a while.
-func (s *Store) write() {
-	defer close(s.closed)
-	var flush <-chan time.Time
-	var batch []*write
-	for {
-		batch = batch[:0]
-		select {
-		case w := <-s.writes:
-			batch = append(batch, w)
-		case <-s.wake:
-			if flush == nil {
-				flush = time.After(flushEvery)
-			}
-			continue
-		case <-flush:
-			flush = nil
-		case <-s.closing:
-			s.commit(nil)
-			return
-		}
-		for more := true; more && len(batch) < maxBatch; {
-			select {
-			case w := <-s.writes:
-				batch = append(batch, w)
-			default:
-				more = false
-			}
-		}
-		s.commit(batch)
-		clear(batch)
-	}
-}
-
 // commit writes what waits, then the changes of a batch, then tells those who wait for them.
-func (s *Store) commit(batch []*write) {
+func (s *Store) commit(batch []*change) {
 	s.mu.Lock()
 	s.going, s.behind, s.bytes = s.behind, map[rowKey][]byte{}, 0
 	s.mu.Unlock()
@@ -119,9 +76,8 @@ func (s *Store) commit(batch []*write) {
 	}
 	s.going = nil
 	s.mu.Unlock()
-	for _, w := range batch {
-		w.err = err
-		close(w.done)
+	for _, c := range batch {
+		c.Done(err)
 	}
 	if idle {
 		return
@@ -133,7 +89,7 @@ func (s *Store) commit(batch []*write) {
 }
 
 // store is the transaction of a commit.
-func (s *Store) store(batch []*write) error {
+func (s *Store) store(batch []*change) error {
 	s.commits.Add(1)
 	err := s.file.Update(func(tx *bbolt.Tx) error {
 		l := openLedger(tx)
@@ -142,7 +98,8 @@ func (s *Store) store(batch []*write) error {
 				return err
 			}
 		}
-		for _, w := range batch {
+		for _, c := range batch {
+			w := &c.What
 			for _, r := range w.rows {
 				if err := l.put(r.key, r.value); err != nil {
 					return err
@@ -162,9 +119,9 @@ func (s *Store) store(batch []*write) error {
 	return nil
 }
 
-func changes(batch []*write) bool {
-	for _, w := range batch {
-		if len(w.rows) > 0 || w.drop != "" {
+func changes(batch []*change) bool {
+	for _, c := range batch {
+		if len(c.What.rows) > 0 || c.What.drop != "" {
 			return true
 		}
 	}
@@ -172,14 +129,14 @@ func changes(batch []*write) bool {
 }
 
 // noteLocked remembers the objects of a batch that was written, in its order, and forgets those written behind, which have changed.
-func (s *Store) noteLocked(batch []*write) {
+func (s *Store) noteLocked(batch []*change) {
 	s.recent.commits++
 	for k := range s.going {
 		s.recent.forget(k)
 	}
-	for _, w := range batch {
-		for _, r := range w.rows {
-			s.recent.note(r.key, r.value[:len(r.value)-sealSize])
+	for _, c := range batch {
+		for _, r := range c.What.rows {
+			s.recent.note(r.key, r.value[:len(r.value)-boltfile.SealSize])
 			if old, ok := s.behind[r.key]; ok && !sameObject(old, r.value) { // it came while this was being written
 				s.bytes -= len(r.key) + len(old)
 				delete(s.behind, r.key)

@@ -15,7 +15,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -34,7 +33,7 @@ var (
 	// ErrLost is reported, never returned: the file was damaged, and what it held is not known any more, or not all of it.
 	ErrLost = errors.New("what was kept is lost")
 	// ErrClosed: the state was closed.
-	ErrClosed = errors.New("the state is closed")
+	ErrClosed = boltfile.ErrClosed
 )
 
 // The bounds. A million assignments take about 50 MiB of memory and 200 MiB of disk.
@@ -46,7 +45,7 @@ const (
 	maxName = 256 // bytes of an app id, or a device id
 )
 
-// format is the layout of the file: see keyOf and seal.
+// format is the layout of the file: see write.key.
 const format = 1
 
 // Options configure a State.
@@ -65,10 +64,7 @@ type State struct {
 	file    *boltfile.File
 	report  func(error)
 	most    int // assignments
-	writes  chan *write
-	closing chan struct{}
-	closed  chan struct{} // when the writer has ended
-	once    sync.Once
+	writes  *boltfile.Queue[*write]
 	failing bool // the writer's: the last commit failed, or something was refused
 
 	commits, failures atomic.Uint64
@@ -121,7 +117,7 @@ var buckets = [tables][]byte{assignments: []byte("assignments"), pauses: []byte(
 func Open(o Options) (*State, error) {
 	s := &State{
 		report: o.Report, most: o.maxAssignments,
-		writes: make(chan *write), closing: make(chan struct{}), closed: make(chan struct{}),
+		writes: boltfile.NewQueue[*write](),
 		scopes: map[scopeKey]*Scope{},
 	}
 	if s.report == nil {
@@ -141,7 +137,7 @@ func Open(o Options) (*State, error) {
 	if err := s.load(); err != nil {
 		return nil, errors.Join(fmt.Errorf("state: reading %s: %w", o.Path, err), s.file.Close())
 	}
-	go s.write()
+	go s.writes.Serve(maxBatch, nil, s.commit)
 	return s, nil
 }
 
@@ -155,7 +151,7 @@ func (s *State) load() error {
 				continue
 			}
 			err := b.ForEach(func(k, v []byte) error {
-				if value, ok := unseal(k, v); !ok || !s.put(t, k, value) {
+				if value, ok := boltfile.Unseal(k, v); !ok || !s.put(t, k, value) {
 					damaged[t] = append(damaged[t], bytes.Clone(k))
 				}
 				return nil
@@ -317,20 +313,4 @@ func appendName(dst []byte, app, device string) []byte {
 func digest16(b []byte) [16]byte {
 	sum := sha256.Sum256(b)
 	return [16]byte(sum[:16])
-}
-
-// A row's value ends in a checksum of its key and content, because bbolt has none for its pages.
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func seal(key, value []byte) []byte {
-	sum := crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, value)
-	return binary.BigEndian.AppendUint32(bytes.Clone(value), sum)
-}
-
-func unseal(key, sealed []byte) ([]byte, bool) {
-	at := len(sealed) - 4
-	if at < 0 {
-		return nil, false
-	}
-	return sealed[:at], bytes.Equal(seal(key, sealed[:at]), sealed)
 }

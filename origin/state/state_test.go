@@ -553,18 +553,3 @@ func TestMillion(t *testing.T) {
 	t.Logf("written in %v, %d MiB of disk; opened in %v, %d MiB of memory", took, info.Size()>>20, opened, (heap()-before)>>20)
 	runtime.KeepAlive(s)
 }
-
-// FuzzUnseal: what was sealed comes back, and nothing else does.
-func FuzzUnseal(f *testing.F) {
-	f.Add([]byte("key"), []byte("value"), byte(3))
-	f.Fuzz(func(t *testing.T, key, value []byte, at byte) {
-		sealed := seal(key, value)
-		if got, ok := unseal(key, sealed); !ok || string(got) != string(value) {
-			t.Fatalf("%q, %v", got, ok)
-		}
-		sealed[int(at)%len(sealed)] ^= 1
-		if _, ok := unseal(key, sealed); ok {
-			t.Fatal("a changed row is taken for what was written")
-		}
-	})
-}

@@ -2,11 +2,14 @@ package state
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
 // write is one change on its way to disk.
@@ -15,9 +18,11 @@ type write struct {
 	table table
 	name  []byte // of the row within its scope
 	value []byte // empty: the row goes
-	err   error
-	done  chan struct{}
+	err   error  // of this change alone, whatever becomes of the others
 }
+
+// change is a write that somebody waits for.
+type change = boltfile.Change[*write]
 
 // key is where the row stands in its bucket: the scope, then its name.
 func (w *write) key() []byte { return append(append([]byte(nil), w.scope.key[:]...), w.name...) }
@@ -29,55 +34,21 @@ func (c *Scope) write(ctx context.Context, t table, name, value []byte) error {
 	if len(name) > 2*maxName+1 || len(name) == 0 {
 		return ErrTooLarge
 	}
-	w := &write{scope: c, table: t, name: name, value: value, done: make(chan struct{})}
-	select {
-	case c.state.writes <- w:
-	case <-c.state.closing:
-		return ErrClosed
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	select {
-	case <-w.done:
-		return w.err
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// write commits changes until the state is closed. All that wait when a commit ends go into the next one, so that many
-// writers share one sync of the disk.
-func (s *State) write() {
-	defer close(s.closed)
-	var batch []*write
-	for {
-		select {
-		case w := <-s.writes:
-			batch = append(batch[:0], w)
-		case <-s.closing:
-			return
-		}
-		for more := true; more && len(batch) < maxBatch; {
-			select {
-			case w := <-s.writes:
-				batch = append(batch, w)
-			default:
-				more = false
-			}
-		}
-		s.commit(batch)
-		clear(batch)
-	}
+	return c.state.writes.Commit(ctx, &write{scope: c, table: t, name: name, value: value})
 }
 
 // errNothing ends a transaction that would change nothing.
 var errNothing = errors.New("nothing to write")
 
 // commit writes a batch, then takes it into memory, then tells those who wait: whoever was told reads what it wrote.
-func (s *State) commit(batch []*write) {
+func (s *State) commit(batch []*change) {
+	if len(batch) == 0 {
+		return
+	}
 	err := s.file.Update(func(tx *bbolt.Tx) error {
 		l := ledger{tx: tx, assigned: s.assigned, pauseBytes: s.pauseBytes, most: s.most}
-		for _, w := range batch {
+		for _, c := range batch {
+			w := c.What
 			if w.err = l.apply(w); w.err != nil && !errors.Is(w.err, ErrFull) {
 				return w.err
 			}
@@ -91,22 +62,18 @@ func (s *State) commit(batch []*write) {
 	if errors.Is(err, errNothing) {
 		err = nil
 	}
-	s.mu.Lock()
-	for _, w := range batch {
-		if err != nil {
-			w.err = fmt.Errorf("state: writing: %w", err)
-		} else if w.err == nil {
-			w.take()
-		}
+	if err != nil {
+		err = fmt.Errorf("state: writing: %w", err)
+	} else {
+		s.take(batch)
 	}
-	s.mu.Unlock()
-	for _, w := range batch {
-		close(w.done)
+	for _, c := range batch {
+		c.Done(cmp.Or(err, c.What.err))
 	}
 }
 
 // judge counts a commit, and reports when writes begin to fail or work again.
-func (s *State) judge(batch []*write, err error) {
+func (s *State) judge(batch []*change, err error) {
 	if errors.Is(err, errNothing) {
 		err = nil
 	} else {
@@ -115,9 +82,9 @@ func (s *State) judge(batch []*write, err error) {
 	if err != nil {
 		s.failures.Add(1)
 	}
-	for _, w := range batch {
+	for _, c := range batch {
 		if err == nil {
-			err = w.err // a bound
+			err = c.What.err // a bound
 		}
 	}
 	if err != nil {
@@ -126,6 +93,16 @@ func (s *State) judge(batch []*write, err error) {
 		s.report(nil)
 	}
 	s.failing = err != nil
+}
+
+func (s *State) take(batch []*change) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range batch {
+		if c.What.err == nil {
+			c.What.take()
+		}
+	}
 }
 
 // take does in memory what was done on disk.
@@ -154,7 +131,7 @@ func (l *ledger) apply(w *write) error {
 		return err
 	}
 	key := w.key()
-	old, _ := unseal(key, b.Get(key))
+	old, _ := boltfile.Unseal(key, b.Get(key))
 	if bytes.Equal(old, w.value) {
 		return nil
 	}
@@ -174,12 +151,11 @@ func (l *ledger) apply(w *write) error {
 	if len(w.value) == 0 {
 		return b.Delete(key)
 	}
-	return b.Put(key, seal(key, w.value))
+	return b.Put(key, boltfile.Seal(key, bytes.Clone(w.value)))
 }
 
 // Close closes the file. Writes on their way end first; later ones get ErrClosed, and reads go on.
 func (s *State) Close() error {
-	s.once.Do(func() { close(s.closing) })
-	<-s.closed
+	s.writes.Close()
 	return s.file.Close()
 }
