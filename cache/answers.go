@@ -103,15 +103,32 @@ type AnswersOptions[V any] struct {
 	Save    func(AnswerKey, Kept[V])        // asks for a copy to be kept; must not block; may be nil
 	Drop    func(Key)                       // asks for the group's copies to be removed; must not block; may be nil
 
-	// Knew reports whether any copy of the group is kept, or about to be. Then its upstream has answered for it, so a refusal is
-	// an outage, whatever question comes first. It is asked once before the group's first request, as long as the group
-	// stays in memory, and may block. May be nil: then a group is unknown until a copy is restored or the upstream answers.
-	Knew func(group Key) bool
-	// Differing returns the devices of the group that SaveDiffers was given, the oldest first. It is asked with Knew; may be nil.
-	Differing func(group Key) []string
+	// Recall returns what outlasted the group's last time in memory. It is asked once before the group's first request, as long
+	// as the group stays in memory, and may block. May be nil: then a group is unknown until a copy is restored or the upstream
+	// answers.
+	Recall func(group Key) Recalled
 	// SaveDiffers asks for it to be kept that the device differs, also beyond a Drop. Each Differs calls it; it must not block;
 	// may be nil.
 	SaveDiffers func(group Key, device string)
+	// SaveMark asks for it to be kept that the group's devices were found to differ, also beyond a Drop, or not to, in place of
+	// what was found before. It must not block; may be nil.
+	SaveMark func(group Key, m Mark)
+}
+
+// Recalled is what was kept of a group.
+type Recalled struct {
+	// Known: a copy of an answer is kept, or about to be. Then the upstream has answered for the group, so a refusal is an outage,
+	// whatever question comes first.
+	Known     bool
+	Differing []string // the devices that SaveDiffers was given, the oldest first
+	Mark      Mark     // the newest that SaveMark was given
+}
+
+// Mark says how often in a row the devices of a group were found to differ, and when they are to be compared again. The zero
+// Mark says that they were not.
+type Mark struct {
+	Rounds    int
+	ExamineAt time.Time
 }
 
 // Event is what an operator should know of a group.
@@ -120,13 +137,14 @@ type Event uint8
 // The events.
 const (
 	Marked      Event = iota // answers differ between devices, so each device is asked for by itself from now on
+	StillMarked              // that was found out before the group was forgotten, or the edge restarted
 	Unmarked                 // they have not differed for long, so they are shared again
 	OutageBegan              // the upstream fails for this group, or refuses it; last good answers are given
 	OutageEnded
 )
 
 func (e Event) String() string {
-	return [...]string{"marked", "unmarked", "outage began", "outage ended"}[e]
+	return [...]string{"marked", "still marked", "unmarked", "outage began", "outage ended"}[e]
 }
 
 // Answers keeps what upstreams answered, and shares an answer among those who ask the same.

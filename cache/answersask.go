@@ -16,6 +16,7 @@ type news[V any] struct {
 	reports []report
 	saves   []saving[V]
 	drop    bool
+	mark    bool // whether the group is marked has changed
 	compare *comparison[V]
 }
 
@@ -34,6 +35,9 @@ func (n *news[V]) report(e Event, detail string) { n.reports = append(n.reports,
 func (a *Answers[V]) tell(g *group[V], n *news[V]) {
 	if n.drop && a.options.Drop != nil {
 		a.options.Drop(g.key)
+	}
+	if n.mark {
+		a.saveMark(g)
 	}
 	for i := range n.saves {
 		a.options.Save(AnswerKey{g.key, n.saves[i].id.key, n.saves[i].id.device}, n.saves[i].kept)

@@ -308,7 +308,7 @@ func (a *Answers[V]) markLocked(g *group[V], detail string, n *news[V]) {
 		n.report(Marked, detail)
 		n.drop = true
 	}
-	g.marked = true
+	g.marked, n.mark = true, true
 	g.examineAt = now + int64(jitter(min(examineFirst<<min(g.rounds, 10), examineMost)))
 	g.rounds++
 	g.agreed, g.offers, g.forgotten = 0, nil, now
@@ -319,12 +319,37 @@ func (a *Answers[V]) markLocked(g *group[V], detail string, n *news[V]) {
 	}
 }
 
+// remarkLocked takes up a mark from before.
+func (a *Answers[V]) remarkLocked(g *group[V], m Mark, n *news[V]) {
+	if m.Rounds <= 0 || g.marked {
+		return
+	}
+	g.marked, g.rounds = true, m.Rounds
+	g.examineAt = min(a.clock(m.ExamineAt), a.now()+int64(examineMost)) // the clock may have been set back
+	n.report(StillMarked, "as was found out before")
+}
+
+// saveMark has it kept whether the group is marked.
+func (a *Answers[V]) saveMark(g *group[V]) {
+	if a.options.SaveMark == nil {
+		return
+	}
+	var m Mark
+	g.mu.Lock()
+	if g.marked {
+		m = Mark{g.rounds, time.Now().Add(time.Duration(g.examineAt - a.now()))}
+	}
+	g.mu.Unlock()
+	a.options.SaveMark(g.key, m)
+}
+
 // endExaminationLocked has answers shared again once enough of them have agreed.
 func (a *Answers[V]) endExaminationLocked(g *group[V], n *news[V]) {
 	if !g.marked || g.agreed < examineFor {
 		return
 	}
 	a.counts.unmarks.Add(1)
+	n.mark = true
 	n.report(Unmarked, fmt.Sprintf("%d answers to devices agreed", g.agreed))
 	g.marked, g.agreed, g.rounds, g.left = false, 0, 0, checkBurst
 }

@@ -11,7 +11,7 @@ import (
 // recallsLocked reports whether what is kept outside of a group is still to be looked for. That is done before anything is asked
 // for the group: a refusal is believed only of a group of which nothing is kept, and so it never hides a copy.
 func (a *Answers[V]) recallsLocked(g *group[V]) bool {
-	return !g.recalled && (a.options.Knew != nil || a.options.Differing != nil)
+	return !g.recalled && a.options.Recall != nil
 }
 
 // beginRecallLocked looks for what outlasted the group's last time in memory. Whoever asks meanwhile waits for it.
@@ -26,24 +26,21 @@ func (a *Answers[V]) beginRecallLocked(g *group[V], w *inquiry[V]) *asking[V] {
 
 func (a *Answers[V]) recall(g *group[V], c *asking[V], auto bool) {
 	defer a.running.Done()
-	var knew bool
-	var devices []string
+	var kept Recalled
 	_ = safely(func() error { // a panic is as if nothing was kept
-		if a.options.Knew != nil {
-			knew = a.options.Knew(g.key)
-		}
-		if a.options.Differing != nil {
-			devices = a.options.Differing(g.key)
-		}
+		kept = a.options.Recall(g.key)
 		return nil
 	})
 	var n news[V]
 	g.mu.Lock()
 	g.auto = auto
-	if knew && g.forgotten == math.MinInt64 { // else a hard purge came first, and its copies may not be removed yet
-		g.known, g.answered = true, a.now()
+	if g.forgotten == math.MinInt64 { // else a hard purge came first, and its copies may not be removed yet
+		if kept.Known {
+			g.known, g.answered = true, a.now()
+		}
+		a.remarkLocked(g, kept.Mark, &n)
 	}
-	for _, device := range devices {
+	for _, device := range kept.Differing {
 		if g.differs == nil || !g.differs.Contains(device) {
 			a.differLocked(g, device, c.began, &n) // it may have written since its copy was kept
 		}

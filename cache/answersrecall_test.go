@@ -13,18 +13,20 @@ type fakeStore struct {
 	mu      sync.Mutex
 	delay   time.Duration // guarded by mu, as all below
 	panics  bool
-	knew    int // how often it was asked
+	recalls int // how often it was asked
 	differs []string
+	mark    Mark
 }
 
 // anew returns a site that begins with what u and st have kept.
 func anew(t *testing.T, u *fakeUpstream, st *fakeStore, mode PerDevice) *site {
 	t.Helper()
 	s := newSite(t, u, mode, 1<<20)
-	s.options.Knew = func(group Key) (knew bool) {
+	s.options.Recall = func(group Key) (kept Recalled) {
 		st.mu.Lock()
-		st.knew++
+		st.recalls++
 		delay, panics := st.delay, st.panics
+		kept.Differing, kept.Mark = st.differs, st.mark
 		st.mu.Unlock()
 		time.Sleep(delay)
 		if panics {
@@ -32,15 +34,15 @@ func anew(t *testing.T, u *fakeUpstream, st *fakeStore, mode PerDevice) *site {
 		}
 		u.do(func() {
 			for k := range u.saved {
-				knew = knew || k.Group == group
+				kept.Known = kept.Known || k.Group == group
 			}
 		})
-		return knew
+		return kept
 	}
-	s.options.Differing = func(Key) []string {
+	s.options.SaveMark = func(_ Key, m Mark) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		return st.differs
+		st.mark = m
 	}
 	s.options.SaveDiffers = func(_ Key, device string) {
 		st.mu.Lock()
@@ -77,8 +79,8 @@ func TestAnswersRecallBeforeRefusal(t *testing.T) {
 		all.Wait()
 		want(t, after.get(t, "last", "d"), "unavailable: "+ErrRefused.Error())
 		want(t, u.reported(), "outage began")
-		if st.knew != 1 {
-			t.Errorf("asked %d times whether the group was known", st.knew)
+		if st.recalls != 1 {
+			t.Errorf("asked %d times what was kept", st.recalls)
 		}
 		u.do(func() { u.answer, u.busy = offering("2"), true })
 		want(t, after.get(t, "new", "d"), "loaded new 2") // what was known before is no stranger
@@ -105,8 +107,8 @@ func TestAnswersRecallNothing(t *testing.T) {
 			time.Sleep(2 * negative)
 			want(t, s.get(t, "k", "d"), "negative refused")
 			wantAsks(t, u, 1)
-			if st.knew != 1 {
-				t.Errorf("asked %d times whether the group was known", st.knew)
+			if st.recalls != 1 {
+				t.Errorf("asked %d times what was kept", st.recalls)
 			}
 			wantAccounts(t, s)
 		})
@@ -179,4 +181,61 @@ func TestAnswersDiffersKeptOverflow(t *testing.T) {
 		}
 		wantAccounts(t, s)
 	})
+}
+
+// TestAnswersMarkKept marks a group, and begins anew: no device is given what another one was, and the examination comes
+// when it would have come. What it then finds is kept as well.
+func TestAnswersMarkKept(t *testing.T) {
+	differing := func(key, device string) Reply[string] {
+		if device == "pinned" {
+			return offer(key, "old")
+		}
+		return offer(key, "1")
+	}
+	relay(t, PerDeviceAuto, differing, func(t *testing.T, _ *site, u *fakeUpstream) {
+		st := &fakeStore{}
+		before := anew(t, u, st, PerDeviceAuto)
+		for _, device := range []string{"a", "b", "c", "d"} {
+			before.get(t, "k", device)
+		}
+		for !before.Marked(appKey) {
+			before.get(t, "k", "pinned")
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		time.Sleep(examineFirst / 2)
+		u.reported()
+		after := anew(t, u, st, PerDeviceAuto)
+		for _, device := range []string{"e", "f", "g"} {
+			want(t, after.get(t, "k", device), "loaded k 1")
+		}
+		want(t, after.get(t, "k", "pinned"), "loaded k old")
+		want(t, u.reported(), "still marked")
+		u.do(func() { u.answer = offering("1") })
+		time.Sleep(examineFirst) // with its jitter
+		for i := range examineFor + 2*enoughDevices {
+			after.get(t, "k", fmt.Sprint("later", i))
+		}
+		synctest.Wait()
+		if after.Marked(appKey) || st.mark != (Mark{}) {
+			t.Errorf("marked: %v, kept: %+v", after.Marked(appKey), st.mark)
+		}
+		wantAccounts(t, after)
+	})
+}
+
+// TestAnswersPurgeForgotten purges a group that is not in memory: its copies are of before.
+func TestAnswersPurgeForgotten(t *testing.T) {
+	for _, soft := range []bool{true, false} {
+		relay(t, PerDeviceOff, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+			s.get(t, "k", "d")
+			synctest.Wait()
+			after := anew(t, u, &fakeStore{mark: Mark{Rounds: 1}}, PerDeviceOff)
+			time.Sleep(tick)
+			after.Purge(appKey, soft)
+			u.do(func() { u.answer = offering("2") })
+			want(t, after.get(t, "k", "d"), "loaded k 2")
+			wantAccounts(t, after)
+		})
+	}
 }

@@ -220,20 +220,16 @@ func (a *Answers[V]) Groups() []Key {
 // before are used if the upstream does not answer; else they are forgotten, and all that was
 // learned of the group but which devices differ.
 func (a *Answers[V]) Purge(key Key, soft bool) int {
-	g := a.find(key)
-	if g == nil {
-		return 0
-	}
-	n := a.purge(g, soft)
-	if !soft && a.options.Drop != nil {
-		a.options.Drop(g.key)
+	g := a.enter(key) // there may be copies of what memory has forgotten
+	n := a.purgeLocked(g, soft)
+	g.mu.Unlock()
+	if !soft {
+		a.tell(g, &news[V]{drop: true, mark: true})
 	}
 	return n
 }
 
-func (a *Answers[V]) purge(g *group[V], soft bool) int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+func (a *Answers[V]) purgeLocked(g *group[V], soft bool) int {
 	n := 0
 	for _, s := range g.slots.Values() {
 		if s.has {

@@ -51,6 +51,13 @@ func TestRelayMany(t *testing.T) {
 		if c.markedAfter == 0 || c.markedAfter > 1000 || c.askedBefore > 1000 || c.wrong.Load() > c.wrongBefore.Load() {
 			t.Error("want it marked within 1000 checks and 1000 requests, and no wrong answer after that")
 		}
+		before := c.wrong.Load()
+		c.restart(t)
+		c.run(t)
+		t.Logf("the same checks after a restart: %d wrong answers", c.wrong.Load()-before)
+		if c.wrong.Load() > before || !caddymodule.RelayMarked(c.edge.Storage, appID) {
+			t.Error("what was found out is forgotten")
+		}
 	})
 }
 
@@ -58,6 +65,7 @@ func TestRelayMany(t *testing.T) {
 type audience struct {
 	upstream *upstreams.Official
 	edge     *edgetest.Edge
+	config   edgetest.Config
 	manifest *resolver.Manifest
 	bodies   []string
 	seen     map[string]bool
@@ -92,10 +100,18 @@ func newAudience(t *testing.T, checks int, perDevice string, differ bool) *audie
 		)
 		c.bodies, c.seen[body] = append(c.bodies, body), true
 	}
-	c.edge = edgetest.Start(t, edgetest.Config{Site: fmt.Sprintf(
-		"capgo_edge %s {\n stats off\n relay {\n fresh 10m\n per_device %s\n }\n }", c.upstream.URL, perDevice)})
+	c.config = edgetest.Config{Site: fmt.Sprintf(
+		"capgo_edge %s {\n stats off\n relay {\n fresh 10m\n per_device %s\n }\n }", c.upstream.URL, perDevice)}
+	c.edge = edgetest.Start(t, c.config)
 	t.Cleanup(c.edge.Stop)
 	return c
+}
+
+// restart starts the edge anew with the storage it has.
+func (c *audience) restart(t *testing.T) {
+	t.Helper()
+	c.edge.Stop()
+	load(t, c.edge, c.config)
 }
 
 // audienceManifest has a channel that everybody is in. If devices differ, every hundredth has an override, and a tenth of all

@@ -40,7 +40,7 @@ func (r *runtime) openAnswers(s settings) {
 	r.answers = cache.NewAnswers(cache.AnswersOptions[*relayed]{
 		MaxBytes: s.answerMemory(), Size: (*relayed).size, Same: sameRelayed,
 		Report: r.reportAnswers, Restore: r.restoreAnswer, Save: r.saveAnswer, Drop: r.dropAnswers,
-		Knew: r.knewGroup, Differing: r.differingDevices, SaveDiffers: r.saveDiffers,
+		Recall: r.recallGroup, SaveDiffers: r.saveDiffers, SaveMark: r.saveMark,
 	})
 }
 
@@ -78,8 +78,10 @@ func (r *runtime) reportLearned(err error) {
 func (r *runtime) reportAnswers(group cache.Key, e cache.Event, detail string) {
 	fields := []zap.Field{zap.String(fieldAppID, group.Name), zap.String(fieldUpstream, group.Scope), zap.String("detail", detail)}
 	switch e {
-	case cache.Marked:
-		r.counters.marked.Add(1)
+	case cache.Marked, cache.StillMarked:
+		if e == cache.Marked {
+			r.counters.marked.Add(1)
+		}
 		r.faults.fault("devices "+group.Scope+" "+group.Name, "differ", "the upstream answers devices differently; each is asked for by itself from now on", fields...)
 	case cache.Unmarked:
 		r.faults.well("devices "+group.Scope+" "+group.Name, "answers are shared between devices again", fields...)
@@ -184,13 +186,32 @@ func (l *relay) knew(appID string) bool {
 	return known && err == nil
 }
 
-func (r *runtime) knewGroup(group cache.Key) bool {
+// recallGroup returns what was kept of an app.
+func (r *runtime) recallGroup(group cache.Key) (kept cache.Recalled) {
 	l := r.relayOf(group.Scope)
-	return l != nil && l.knew(group.Name)
+	if l == nil || l.kept() == nil {
+		return kept
+	}
+	kept.Known = l.knew(group.Name)
+	if doc, _, ok := l.kept().Load(markOf+group.Name, ""); ok {
+		_ = json.Unmarshal(doc, &kept.Mark) // what cannot be read is found out again
+	}
+	err := l.kept().Each(context.Background(), differing+group.Name, func(device string, _ []byte, _ time.Time) bool {
+		kept.Differing = append(kept.Differing, device)
+		return true
+	})
+	if err != nil {
+		r.reportLearned(err)
+	}
+	return kept
 }
 
-// differing stands before an app's id where the devices are kept that chose a channel at the upstream. No app id has a blank.
-const differing = "differing "
+// These stand before an app's id where the devices are kept that chose a channel at the upstream, and whether its devices were
+// found to differ. No app id has a blank.
+const (
+	differing = "differing "
+	markOf    = "mark "
+)
 
 func (r *runtime) saveDiffers(group cache.Key, device string) {
 	if l := r.relayOf(group.Scope); l != nil && l.kept() != nil {
@@ -198,17 +219,13 @@ func (r *runtime) saveDiffers(group cache.Key, device string) {
 	}
 }
 
-func (r *runtime) differingDevices(group cache.Key) (devices []string) {
+func (r *runtime) saveMark(group cache.Key, m cache.Mark) {
 	l := r.relayOf(group.Scope)
 	if l == nil || l.kept() == nil {
-		return nil
+		return
 	}
-	err := l.kept().Each(context.Background(), differing+group.Name, func(device string, _ []byte, _ time.Time) bool {
-		devices = append(devices, device)
-		return true
-	})
-	if err != nil {
-		r.reportLearned(err)
+	doc, err := json.Marshal(m)
+	if err == nil { // it holds nothing that could fail
+		l.kept().Save(markOf+group.Name, "", doc, m.ExamineAt) // by this time it may have to make room for answers
 	}
-	return devices
 }
