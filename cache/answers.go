@@ -38,7 +38,8 @@ type Verdict uint8
 // The verdicts.
 const (
 	Keep Verdict = iota // by the ages
-	Pass                // it is for the one device that asked, this once
+	Pass                // it is for the one device that asked, this once; the upstream knows the group
+	PassUnknown         // likewise, but it says nothing of the group, which stays a stranger if it is one
 	// Refused says that the upstream knows nothing of the whole group. It is believed of a group of which nothing was ever
 	// known, for Ages.Negative; of any other it is an outage.
 	Refused

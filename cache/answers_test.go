@@ -429,6 +429,39 @@ func TestAnswersPass(t *testing.T) {
 	}
 }
 
+// TestAnswersPassUnknown has an upstream that says what tells nothing of the group: it stays a stranger, which must be admitted each
+// time, until there is an answer; then that is not given up for it.
+func TestAnswersPassUnknown(t *testing.T) {
+	for _, mode := range []PerDevice{PerDeviceAuto, PerDeviceOff, PerDeviceOn} {
+		odd := func(key, device string) Reply[string] {
+			return Reply[string]{Value: key + " for " + device, Verdict: PassUnknown}
+		}
+		relay(t, mode, odd, func(t *testing.T, s *site, u *fakeUpstream) {
+			var all sync.WaitGroup
+			for i := range 5 {
+				device := fmt.Sprint("d", i)
+				all.Go(func() { want(t, s.get(t, "k", device), "loaded k for "+device) })
+			}
+			all.Wait()
+			wantAsks(t, u, 5)
+			u.do(func() { u.busy = true })
+			for _, key := range []string{"k", "other"} {
+				want(t, s.get(t, key, "d"), "unavailable: "+ErrBusy.Error())
+			}
+			wantAsks(t, u, 0)
+			u.do(func() { u.busy, u.answer = false, offering("1") })
+			want(t, s.get(t, "k", "d"), "loaded k 1")
+			u.do(func() { u.answer = odd })
+			time.Sleep(fresh + staleWhile)
+			want(t, s.get(t, "k", "d"), "loaded k for d")
+			u.do(func() { u.err = errDown })
+			time.Sleep(fresh + staleWhile)
+			want(t, s.get(t, "k", "d"), "stale k 1")
+			wantAccounts(t, s)
+		})
+	}
+}
+
 // TestAnswersNamingDevice has answers that name the device, and must not be shared in any mode.
 func TestAnswersNamingDevice(t *testing.T) {
 	for _, mode := range []PerDevice{PerDeviceAuto, PerDeviceOff, PerDeviceOn} {

@@ -238,15 +238,12 @@ func (g *group[V]) forgetRefusalLocked() {
 // answeredLocked takes in an answer.
 func (a *Answers[V]) answeredLocked(g *group[V], s *slot[V], c *asking[V], w *inquiry[V], n *news[V]) {
 	now := a.now()
-	g.known, g.answered = true, now
-	g.forgetRefusalLocked()
-	if g.outage {
-		g.outage = false
-		n.report(OutageEnded, fmt.Sprintf("after %s", time.Duration(now-g.outageAt).Round(time.Second)))
+	if c.reply.Verdict != PassUnknown {
+		g.meetLocked(now, n)
 	}
 	s.failures, s.err, s.retryAt = 0, nil, 0
 	until := a.clock(c.reply.Until)
-	if c.reply.Verdict != Pass && (until == 0 || until > now) {
+	if c.reply.Verdict == Keep && (until == 0 || until > now) {
 		a.learnDeviceLocked(g, s, c, w, n)
 		return
 	}
@@ -255,6 +252,16 @@ func (a *Answers[V]) answeredLocked(g *group[V], s *slot[V], c *asking[V], w *in
 	}
 	if s.id.device == "" {
 		s.alone = now + int64(max(w.terms.Ages.Negative, forcedEvery))
+	}
+}
+
+// meetLocked notes that the upstream has answered for the group.
+func (g *group[V]) meetLocked(now int64, n *news[V]) {
+	g.known, g.answered = true, now
+	g.forgetRefusalLocked()
+	if g.outage {
+		g.outage = false
+		n.report(OutageEnded, fmt.Sprintf("after %s", time.Duration(now-g.outageAt).Round(time.Second)))
 	}
 }
 

@@ -56,6 +56,24 @@ func isHost(s string) bool {
 	return true
 }
 
+// withoutSecrets is an address as an error may show it: without user, password, query and fragment, of which each may be a
+// secret that somebody wrote down. It works on text, because what is shown in errors is often no URL.
+func withoutSecrets(address string) string {
+	scheme, rest, found := strings.Cut(address, "://")
+	if found {
+		scheme += "://"
+	} else {
+		scheme, rest = "", address
+	}
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 { // a password may hold what should have been escaped
+		rest = "xxxxx" + rest[at:]
+	}
+	if end := strings.IndexAny(rest, "?#"); end >= 0 {
+		rest = rest[:end]
+	}
+	return scheme + rest
+}
+
 // strippedPrefix is what handle_path or "uri strip_prefix" took off the path before it came here.
 func strippedPrefix(r *http.Request) string {
 	original, ok := r.Context().Value(caddyhttp.OriginalRequestCtxKey).(http.Request)

@@ -134,8 +134,8 @@ type prefetchRequest struct {
 // prefetchTimeout is how long the manifest of an app may take that is not known yet.
 const prefetchTimeout = 30 * time.Second
 
-// servePrefetch has every site that serves an app fetch what its channels point at. It answers once that is queued; status
-// tells how far it is.
+// servePrefetch has every site that has a manifest of an app fetch what its channels point at. It answers once that is queued;
+// status tells how far it is.
 func servePrefetch(r *http.Request) (any, error) {
 	var body prefetchRequest
 	if err := readAdminBody(r, &body); err != nil {
@@ -169,7 +169,7 @@ func servePrefetch(r *http.Request) (any, error) {
 		return nil, caddy.APIError{HTTPStatus: http.StatusBadGateway, Err: fmt.Errorf("the manifest cannot be read: %w", failure)}
 	}
 	if found == 0 {
-		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no site here knows the app %s", body.AppID)}
+		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no site here has a manifest of the app %s", body.AppID)}
 	}
 	return map[string]any{"app_id": body.AppID, "sites": found, "queued": queued}, nil
 }

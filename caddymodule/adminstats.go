@@ -26,7 +26,7 @@ type collectorStatus struct {
 	Next    *time.Time `json:"next,omitempty"`
 
 	Waiting     int64             `json:"waiting"` // events
-	Bytes       int64             `json:"bytes"`   // that they take
+	Bytes       int64             `json:"bytes"`   // that they take, with what the file needs around them
 	Oldest      *time.Time        `json:"oldest,omitempty"`
 	Delivered   uint64            `json:"delivered"` // since the start
 	Dropped     map[string]uint64 `json:"dropped,omitempty"`

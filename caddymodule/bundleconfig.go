@@ -155,7 +155,7 @@ func (b *Bundles) unmarshalSign(d *caddyfile.Dispenser) error {
 	}
 	ttl, err := caddy.ParseDuration(args[len(args)-1])
 	if err != nil {
-		return d.Errf("sign: %q is not a duration; write it like 1h", args[len(args)-1])
+		return d.Err("sign: the last value is no duration; write it like 1h") // not repeated: it may be the secret
 	}
 	b.Sign = &Sign{Secret: args[0], TTL: caddy.Duration(ttl)}
 	if len(args) == 3 {

@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/caddyserver/caddy/v2"
@@ -9,6 +10,8 @@ import (
 	"github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 	"github.com/dustin/go-humanize"
+
+	"github.com/capgo-edge/capgo-edge/origin/upstream"
 )
 
 // parseApp reads the global option:
@@ -42,7 +45,7 @@ func parseApp(d *caddyfile.Dispenser, existing any) (any, error) {
 				err = atLine(d, checkMaxSize(app.MaxSize))
 			}
 		case "min_free":
-			err = sizeArgument(d, &app.MinFree)
+			err = sizeArgument(d, &app.MinFree, "; to use the disk to its end write 1B")
 		case "memory":
 			if err = sizeArgument(d, &app.Memory); err == nil {
 				err = atLine(d, checkMemory(app.Memory))
@@ -156,7 +159,15 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 
 func (h *Handler) addUpstream(d *caddyfile.Dispenser, address string) error {
 	h.Upstreams = append(h.Upstreams, address)
-	return atLine(d, checkUpstream(address))
+	if err := checkUpstream(address); err != nil {
+		return atLine(d, err)
+	}
+	known := slices.DeleteFunc(slices.Clone(h.Upstreams), func(address string) bool { return strings.Contains(address, "{") })
+	if len(known) == 0 {
+		return nil
+	}
+	_, err := upstream.NewGroup(upstream.Options{URLs: known}) // it asks nobody yet
+	return atLine(d, err)
 }
 
 func (h *Handler) unmarshalOption(d *caddyfile.Dispenser) error {
@@ -241,7 +252,7 @@ func (o *HTTPOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if err := oneArgument(d, &o.BaseURL); err != nil {
 		return err
 	}
-	if err := checkBaseURL(o.BaseURL); err != nil {
+	if err := o.check(); err != nil {
 		return atLine(d, err)
 	}
 	for nesting := d.Nesting(); d.NextBlock(nesting); {
@@ -250,6 +261,9 @@ func (o *HTTPOrigin) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 		}
 		if err := headerArguments(d, &o.Headers); err != nil {
 			return err
+		}
+		if err := o.check(); err != nil {
+			return atLine(d, err)
 		}
 	}
 	return nil
@@ -376,7 +390,8 @@ func durationArgument(d *caddyfile.Dispenser, value *caddy.Duration) error {
 	return nil
 }
 
-func sizeArgument(d *caddyfile.Dispenser, value *int64) error {
+// sizeArgument reads a size. hint is what else an error says.
+func sizeArgument(d *caddyfile.Dispenser, value *int64, hint ...string) error {
 	name, text := d.Val(), ""
 	if err := oneArgument(d, &text); err != nil {
 		return err
@@ -384,7 +399,7 @@ func sizeArgument(d *caddyfile.Dispenser, value *int64) error {
 	const most = 1 << 62
 	size, err := humanize.ParseBytes(text)
 	if err != nil || size == 0 || size > most {
-		return d.Errf("%s: %q is not a size; write it like 64MiB or 10GB", name, text)
+		return d.Errf("%s: %q is not a size; write it like 64MiB or 10GB%s", name, text, strings.Join(hint, ""))
 	}
 	*value = int64(size)
 	return nil

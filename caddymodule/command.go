@@ -1,6 +1,8 @@
 package caddymodule
 
 import (
+	"fmt"
+
 	caddycmd "github.com/caddyserver/caddy/v2/cmd"
 	"github.com/spf13/cobra"
 )
@@ -11,12 +13,31 @@ func init() {
 		Usage: "<verb>",
 		Short: "Tools for an edge of Capgo-style live updates",
 		CobraFunc: func(cmd *cobra.Command) {
-			manifest := &cobra.Command{Use: "manifest", Short: "Tools for channel manifests"}
-			manifest.AddCommand(newImportCommand())
-			cmd.AddCommand(manifest)
+			addVerbs(cmd, addVerbs(&cobra.Command{Use: "manifest", Short: "Tools for channel manifests"}, newImportCommand()))
 		},
 	})
 }
+
+// addVerbs gives verbs to a command that does nothing by itself: alone it shows its help, and a word that is no verb is an
+// error, whatever stands behind it.
+func addVerbs(cmd *cobra.Command, verbs ...*cobra.Command) *cobra.Command {
+	cmd.AddCommand(verbs...)
+	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(flags caddycmd.Flags) (int, error) {
+		if flags.NArg() > 0 {
+			return exitUsage, unknownVerb(flags.Arg(0))
+		}
+		return 0, cmd.Help()
+	})
+	cmd.SetFlagErrorFunc(func(failed *cobra.Command, err error) error {
+		if failed.HasSubCommands() && failed.Flags().NArg() > 0 { // the flag is one of the verb that was meant
+			return unknownVerb(failed.Flags().Arg(0))
+		}
+		return err
+	})
+	return cmd
+}
+
+func unknownVerb(verb string) error { return fmt.Errorf("unknown verb %q; see --help", verb) }
 
 // The exit codes of verbs. Caddy's own stay what they are.
 const (

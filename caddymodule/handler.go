@@ -42,7 +42,8 @@ type Handler struct {
 	// and host of each request, as trusted proxies report them.
 	PublicURL string `json:"public_url,omitempty"`
 
-	// Stats say where the statistics of phones go. Default: events are answered, and end here.
+	// Stats say where the statistics of phones go. Default: to "/stats" of the first upstream; without one events are answered,
+	// and end here.
 	Stats []*Stats `json:"stats,omitempty"`
 
 	// ChannelSelf says how devices choose their channel.

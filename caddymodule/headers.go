@@ -14,13 +14,21 @@ var collectorHeaders = []string{
 	"Accept-Encoding", "Cdn-Loop", "Connection", "Content-Length", "Content-Type", "Host", "Idempotency-Key", "Transfer-Encoding",
 }
 
-// checkHeaderName judges the name of a header that goes to a collector.
-func checkHeaderName(name string) error {
-	if !isToken(name) {
-		return fmt.Errorf("header: %q is not a name of a header: it has letters, digits and !#$%%&'*+-.^_`|~ only", name)
-	}
-	if slices.Contains(collectorHeaders, http.CanonicalHeaderKey(name)) {
-		return fmt.Errorf("header: %s is set by the edge itself; leave it out", name)
+// originHeaders are those of requests to a web server that is an origin, likewise.
+var originHeaders = []string{
+	"Accept-Encoding", "Connection", "Content-Length", "If-Match", "If-Modified-Since", "If-None-Match", "If-Range",
+	"If-Unmodified-Since", "Range", "Transfer-Encoding",
+}
+
+// checkHeaderNames judges the names of headers that an operator has sent, of which some are not theirs to set.
+func checkHeaderNames(headers http.Header, reserved []string) error {
+	for name := range headers {
+		if !isToken(name) {
+			return fmt.Errorf("header: %q is not a name of a header: it has letters, digits and !#$%%&'*+-.^_`|~ only", name)
+		}
+		if slices.Contains(reserved, http.CanonicalHeaderKey(name)) {
+			return fmt.Errorf("header: %s is set by the edge itself; leave it out", name)
+		}
 	}
 	return nil
 }

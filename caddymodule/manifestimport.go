@@ -29,6 +29,16 @@ type manifestImport struct {
 	stdout, stderr     io.Writer
 	wrap               func(http.RoundTripper) http.RoundTripper // for tests
 	client             *management.Client
+
+	serves []channelPlatforms // what platforms says
+	forced []json.RawMessage  // the rows of overrides
+	pairs  io.ReadCloser      // the content of learned
+}
+
+// channelPlatforms is which platforms a channel serves.
+type channelPlatforms struct {
+	channel string
+	names   []string
 }
 
 // exitError is an error with the code that the command ends with.
@@ -59,10 +69,13 @@ func (i *manifestImport) run(ctx context.Context) (int, error) {
 }
 
 func (i *manifestImport) do(ctx context.Context) error {
-	if err := i.connect(); err != nil {
+	defer i.close()
+	if err := i.prepare(); err != nil {
 		return exit(exitUsage, err)
 	}
-	defer i.client.CloseIdleConnections()
+	if err := i.checkOut(); err != nil {
+		return exit(exitOutput, fmt.Errorf("writing the manifest: %w", err))
+	}
 	m, err := i.read(ctx)
 	if err != nil {
 		return err
@@ -91,8 +104,8 @@ func (i *manifestImport) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(i.stderr, format+"\n", args...)
 }
 
-// connect judges the command line.
-func (i *manifestImport) connect() error {
+// prepare judges the command line and the files it names, all of it before the server is asked: reading an app may take long.
+func (i *manifestImport) prepare() error {
 	for _, flag := range []struct{ name, value string }{{"upstream", i.upstream}, {"api-key", i.key}, {"app", i.app}} {
 		if flag.value == "" {
 			return fmt.Errorf("--%s is missing; see --help", flag.name)
@@ -101,6 +114,73 @@ func (i *manifestImport) connect() error {
 	if !resolver.IsAppID(i.app) {
 		return fmt.Errorf("--app: %q is no app id, such as com.example.app", i.app)
 	}
+	if err := errors.Join(i.readPlatforms(), i.readOverrides(), i.openLearned()); err != nil {
+		return err
+	}
+	return i.connect()
+}
+
+func (i *manifestImport) close() {
+	if i.client != nil {
+		i.client.CloseIdleConnections()
+	}
+	if i.pairs != nil {
+		_ = i.pairs.Close() // it was only read
+	}
+}
+
+// readPlatforms reads --platforms. Whether there are such channels, only the server knows.
+func (i *manifestImport) readPlatforms() error {
+	for _, text := range i.platforms {
+		channel, list, ok := cutLast(text, "=")
+		if !ok {
+			return fmt.Errorf("--platforms: %q is not <channel>=<platforms>, as production=ios,android", text)
+		}
+		names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+		for _, name := range names {
+			if !slices.Contains([]string{resolver.IOS.String(), resolver.Android.String(), resolver.Electron.String()}, name) {
+				return fmt.Errorf("--platforms: %q is none of the platforms ios, android and electron", name)
+			}
+		}
+		i.serves = append(i.serves, channelPlatforms{channel, names})
+	}
+	return nil
+}
+
+// readOverrides reads the file of --overrides.
+func (i *manifestImport) readOverrides() error {
+	if i.overrides == "" {
+		return nil
+	}
+	raw, err := os.ReadFile(i.overrides)
+	if err != nil {
+		return fmt.Errorf("--overrides: %w", err)
+	}
+	if err := json.Unmarshal(raw, &i.forced); err != nil {
+		return fmt.Errorf(`--overrides: %s is no JSON array of {"device_id": ..., "channel": ...}: %w`, i.overrides, err)
+	}
+	return i.addForced(resolver.NewImporter(i.app)) // what is wrong in a row is found now
+}
+
+// openLearned opens the file of --learned.
+func (i *manifestImport) openLearned() error {
+	switch i.learned {
+	case "":
+		return nil
+	case "-":
+		i.pairs = io.NopCloser(i.stdin)
+		return nil
+	}
+	file, err := os.Open(i.learned)
+	if err != nil {
+		return fmt.Errorf("--learned: %w", err)
+	}
+	i.pairs = file
+	return nil
+}
+
+// connect makes the client of the management API.
+func (i *manifestImport) connect() error {
 	key, err := expand("--api-key", i.key)
 	if err != nil {
 		return err
@@ -200,7 +280,7 @@ func collect(rows iter.Seq2[json.RawMessage, error]) (all []json.RawMessage, err
 // any.
 func (i *manifestImport) addOverrides(ctx context.Context, m *resolver.Importer, app []byte) error {
 	if i.overrides != "" {
-		return exit(exitUsage, i.addOverridesOf(m))
+		return exit(exitUsage, i.addForced(m))
 	}
 	var counters struct {
 		Devices *int64 `json:"channel_device_count"`
@@ -215,16 +295,8 @@ func (i *manifestImport) addOverrides(ctx context.Context, m *resolver.Importer,
 	return err
 }
 
-func (i *manifestImport) addOverridesOf(m *resolver.Importer) error {
-	raw, err := os.ReadFile(i.overrides)
-	if err != nil {
-		return fmt.Errorf("--overrides: %w", err)
-	}
-	var rows []json.RawMessage
-	if err := json.Unmarshal(raw, &rows); err != nil {
-		return fmt.Errorf(`--overrides: %s is no JSON array of {"device_id": ..., "channel": ...}: %w`, i.overrides, err)
-	}
-	for n, row := range rows {
+func (i *manifestImport) addForced(m *resolver.Importer) error {
+	for n, row := range i.forced {
 		if err := m.AddDevice(row); err != nil {
 			return fmt.Errorf("--overrides: %s, item %d: %w", i.overrides, n, err)
 		}
@@ -234,17 +306,12 @@ func (i *manifestImport) addOverridesOf(m *resolver.Importer) error {
 
 // complete adds what the API does not tell.
 func (i *manifestImport) complete(m *resolver.Importer) error {
-	for _, text := range i.platforms {
-		channel, list, ok := cutLast(text, "=")
-		if !ok {
-			return fmt.Errorf("--platforms: %q is not <channel>=<platforms>, as production=ios,android", text)
-		}
-		names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
-		if err := m.SetPlatforms(channel, names); err != nil {
+	for _, s := range i.serves {
+		if err := m.SetPlatforms(s.channel, s.names); err != nil {
 			return fmt.Errorf("--platforms: %w", err)
 		}
 	}
-	if i.learned == "" {
+	if i.pairs == nil {
 		return nil
 	}
 	n, err := i.learn(m)
@@ -266,16 +333,7 @@ func cutLast(s, separator string) (before, after string, ok bool) {
 
 // learn reads the learned answers.
 func (i *manifestImport) learn(m *resolver.Importer) (n int, err error) {
-	from := i.stdin
-	if i.learned != "-" {
-		file, err := os.Open(i.learned)
-		if err != nil {
-			return 0, err
-		}
-		defer file.Close() //nolint:errcheck // it was only read
-		from = file
-	}
-	for lines := json.NewDecoder(from); ; n++ {
+	for lines := json.NewDecoder(i.pairs); ; n++ {
 		var pair struct{ Request, Answer json.RawMessage }
 		err := lines.Decode(&pair)
 		switch {
@@ -296,8 +354,7 @@ func (i *manifestImport) write(doc []byte) error {
 		_, err := i.stdout.Write(doc)
 		return err
 	}
-	// What serves the file may run as another user, and a manifest holds nothing that phones are not told.
-	temporary, err := os.OpenFile(filepath.Clean(i.out+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644) //nolint:gosec // see above
+	temporary, err := i.create()
 	if err != nil {
 		return err
 	}
@@ -312,4 +369,25 @@ func (i *manifestImport) write(doc []byte) error {
 		return errors.Join(err, os.Remove(temporary.Name()))
 	}
 	return nil
+}
+
+// checkOut finds out whether the manifest can be written.
+func (i *manifestImport) checkOut() error {
+	if i.out == "-" {
+		return nil
+	}
+	if info, err := os.Stat(i.out); err == nil && info.IsDir() {
+		return fmt.Errorf("%s is a directory; name a file in it", i.out)
+	}
+	temporary, err := i.create()
+	if err != nil {
+		return err
+	}
+	return errors.Join(temporary.Close(), os.Remove(temporary.Name()))
+}
+
+// create makes the file that takes the place of the old one once it is whole.
+func (i *manifestImport) create() (*os.File, error) {
+	// What serves the file may run as another user, and a manifest holds nothing that phones are not told.
+	return os.OpenFile(filepath.Clean(i.out+".new"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644) //nolint:gosec // see above
 }

@@ -31,9 +31,12 @@ type Manifests struct {
 	Stale caddy.Duration `json:"stale,omitempty"`
 	// Negative is how long an unknown app is remembered as unknown. Default: 10s.
 	Negative caddy.Duration `json:"negative,omitempty"`
-	// MaxSize is the size in bytes beyond which a manifest is refused. Default: 67108864 (64 MiB).
+	// MaxSize is the size in bytes beyond which a manifest is refused, at least 1048576 (1 MiB). Default: 67108864 (64 MiB).
 	MaxSize int64 `json:"max_size,omitempty"`
 }
+
+// minManifestSize is the least Manifests.MaxSize: less has no use, and is a unit forgotten most of the time.
+const minManifestSize = 1 << 20
 
 // appIDPlaceholder stands for the app in Manifests.Key.
 const appIDPlaceholder = "{app_id}"
@@ -62,8 +65,10 @@ func (m *Manifests) check() error {
 		return fmt.Errorf("manifests: the key %q must contain %s", m.Key, appIDPlaceholder)
 	case resolver.KeyFault(m.Key) != "":
 		return fmt.Errorf("manifests: the key %q %s", m.Key, resolver.KeyFault(m.Key))
-	case m.Fresh < 0 || m.StaleWhile < 0 || m.Negative < 0 || m.MaxSize < 0:
-		return errors.New("manifests: ages and sizes must be positive")
+	case m.Fresh < 0 || m.StaleWhile < 0 || m.Negative < 0:
+		return errors.New("manifests: ages must be positive")
+	case m.MaxSize < minManifestSize:
+		return fmt.Errorf("manifests: max_size: %d bytes are too little, give at least 1MiB", m.MaxSize)
 	case m.Stale < m.Fresh+m.StaleWhile:
 		return fmt.Errorf("manifests: stale (%s) must not be shorter than fresh and stale_while together (%s)",
 			time.Duration(m.Stale), time.Duration(m.Fresh+m.StaleWhile))

@@ -168,7 +168,7 @@ var (
 	descUpdates = prometheus.NewDesc("caddy_capgo_edge_updates_total",
 		"Update checks decided, by outcome and by the rule that decided.", []string{"storage", "outcome", "rule"}, nil)
 	descRefused = prometheus.NewDesc("caddy_capgo_edge_updates_refused_total",
-		"Update checks whose body was refused, by wire code.", []string{"storage", "code"}, nil)
+		"Update checks, and questions for the sizes of delta files, whose body was refused, by wire code.", []string{"storage", "code"}, nil)
 	descManifests = prometheus.NewDesc("caddy_capgo_edge_manifest_cache_total",
 		"Lookups of channel manifests, by how they were answered.", []string{"storage", "state"}, nil)
 	descObjects = prometheus.NewDesc("caddy_capgo_edge_bundle_requests_total",
@@ -215,7 +215,7 @@ var (
 	descSpoolEvents = prometheus.NewDesc("caddy_capgo_edge_spool_events",
 		"Statistics events that wait for their collector.", []string{"storage", "collector"}, nil)
 	descSpoolBytes = prometheus.NewDesc("caddy_capgo_edge_spool_bytes",
-		"Bytes that waiting statistics events take.", []string{"storage", "collector"}, nil)
+		"Bytes that waiting statistics events take, with what the file needs around them.", []string{"storage", "collector"}, nil)
 	descSpoolFile = prometheus.NewDesc("caddy_capgo_edge_spool_file_bytes",
 		"Size of the file they are in, which does not shrink.", []string{"storage", "collector"}, nil)
 	descSpoolOldest = prometheus.NewDesc("caddy_capgo_edge_spool_oldest_seconds",

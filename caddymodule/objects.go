@@ -3,7 +3,6 @@ package caddymodule
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"time"
 
@@ -117,7 +116,7 @@ func (o *objectOrigin) Get(ctx context.Context, offset, length int64, pin cache.
 	o.runtime.counters.origin(originObject, time.Since(began), err)
 	switch {
 	case errors.Is(err, origin.ErrNotFound):
-		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
+		return nil, missingObject{err}
 	case errors.Is(err, origin.ErrChanged):
 		return nil, cache.ErrChanged
 	case err != nil:
@@ -126,6 +125,12 @@ func (o *objectOrigin) Get(ctx context.Context, offset, length int64, pin cache.
 	info := cache.Info{Size: object.Size, ETag: object.ETag, Modified: object.Modified}
 	return &cache.Part{Info: info, Body: object.Body}, nil
 }
+
+// missingObject is an origin's ErrNotFound that is the store's as well. It says so once.
+type missingObject struct{ error }
+
+// Unwrap returns both.
+func (m missingObject) Unwrap() []error { return []error{cache.ErrNotFound, m.error} }
 
 // withoutQuery takes the query off the key of an external object, its URL: it may hold a secret.
 func withoutQuery(key string) string {

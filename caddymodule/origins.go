@@ -45,7 +45,9 @@ func (o *FileOrigin) Store() (origin.Store, error) {
 type HTTPOrigin struct {
 	// BaseURL is the address that object keys are appended to, http or https. Redirects are followed on the same host only.
 	BaseURL string `json:"base_url,omitempty"`
-	// Headers are sent with each request, for example an authorization. Write secrets as {env.NAME} or {file./path}.
+	// Headers are sent with each request, for example an authorization. Write secrets as {env.NAME} or {file./path}. "Host"
+	// names another host to the server. Those that the edge sets itself cannot be set: Accept-Encoding, Connection,
+	// Content-Length, Range, Transfer-Encoding, and those of conditions, If-Match and the like.
 	Headers http.Header `json:"headers,omitempty"`
 }
 
@@ -60,26 +62,39 @@ func (o *HTTPOrigin) Store() (origin.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := checkHeaderNames(o.Headers, originHeaders); err != nil {
+		return nil, err
+	}
 	header, err := expandHeaders(o.Headers)
 	if err != nil {
 		return nil, err
 	}
+	if err := checkHeaderValues(header); err != nil {
+		return nil, err
+	}
 	store, err := origin.NewHTTP(origin.HTTPOptions{BaseURL: base, Header: header})
 	if err != nil {
-		return nil, fmt.Errorf("origin http: %w", err)
+		return nil, notBaseURL(o.BaseURL, err)
 	}
 	return store, nil
 }
 
-// checkBaseURL is what NewHTTP says of a base address, as far as it can be known before placeholders have values.
-func checkBaseURL(base string) error {
-	if err := checkPlaceholders("origin http", base); err != nil || strings.Contains(base, "{") {
+// check is what Store says of the options, as far as it can be known before placeholders have values.
+func (o *HTTPOrigin) check() error {
+	if err := checkPlaceholders("origin http", o.BaseURL); err != nil {
 		return err
 	}
-	if _, err := origin.NewHTTP(origin.HTTPOptions{BaseURL: base}); err != nil {
-		return fmt.Errorf("origin http: %w", err)
+	if !strings.Contains(o.BaseURL, "{") {
+		if _, err := origin.NewHTTP(origin.HTTPOptions{BaseURL: o.BaseURL}); err != nil {
+			return notBaseURL(o.BaseURL, err)
+		}
 	}
-	return nil
+	return checkHeaderNames(o.Headers, originHeaders)
+}
+
+// notBaseURL is the error for a base address, of which it shows what is written: its placeholders may stand for secrets.
+func notBaseURL(configured string, err error) error {
+	return fmt.Errorf("origin http: %q: %w", withoutSecrets(configured), err)
 }
 
 // expand fills in {env.*} and {file.*}. What else stands in braces is left as it is, {app_id} for one, but a placeholder
@@ -96,9 +111,14 @@ func expand(what, value string) (string, error) {
 }
 
 func checkPlaceholders(what, value string) error {
-	if strings.Contains(value, "{http.") {
-		return fmt.Errorf("%s: %q holds a placeholder of a request, which has no value here; note that a Caddyfile turns "+
-			"{file.name} into one: give a file's full path, {file./path/name}, or use {env.NAME}", what, value)
+	_, behind, found := strings.Cut(value, "{http.")
+	if !found {
+		return nil
 	}
-	return nil
+	name, _, closed := strings.Cut(behind, "}")
+	if !closed {
+		name = "..." // what stands around a placeholder may be secret
+	}
+	return fmt.Errorf("%s: {http.%s} is a placeholder of a request, which has no value here; note that a Caddyfile turns "+
+		"{file.name} into one: give a file's full path, {file./path/name}, or use {env.NAME}", what, name)
 }

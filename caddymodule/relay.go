@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -165,9 +166,26 @@ func (l *relay) sawServer(server string, official bool) {
 	}
 	l.makes[server] = official
 	l.isOfficial.Store(l.allOfficialLocked())
+	l.runtime.faults.well(l.firstAnswer(), "the upstream answers checks", zap.String(fieldUpstream, server))
 	if kept := l.kept(); kept != nil {
 		kept.Save(makesNote, server, strconv.AppendBool(nil, official), time.Now())
 	}
+}
+
+// firstAnswer is the subject of what is logged of an upstream before it has ever answered a check.
+func (l *relay) firstAnswer() string { return "first answer of " + l.scope }
+
+// notMet logs what comes instead of the first answer ever: the address may be wrong. Later, what fails is told by the breaker,
+// and for each app.
+func (l *relay) notMet(server string, err error) {
+	l.makesMu.Lock()
+	met := len(l.makes) > 0
+	l.makesMu.Unlock()
+	if met {
+		return
+	}
+	l.runtime.faults.fault(l.firstAnswer(), "missing", "the upstream has never answered a check so far; its address must be what phones had as updateUrl, "+
+		"without the /updates at its end", zap.String(fieldUpstream, server), zap.Error(err))
 }
 
 // allOfficialLocked reports whether every server is an official one: any of them may be the next to answer.
@@ -281,7 +299,7 @@ func (r *runtime) reportUpstream(server string, err error) {
 		r.faults.well("upstream "+server, "upstream answers again", field)
 		return
 	}
-	r.faults.fault("upstream "+server, "failing", "upstream does not answer; last good answers are given", field, zap.Error(err))
+	r.faults.fault("upstream "+server, "failing", "upstream does not answer; last good answers are given where there are any", field, zap.Error(err))
 }
 
 // inquiry is one check on its way to the upstream, with copies of all that it needs: the request may be over by then.
@@ -322,6 +340,7 @@ func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed]
 		err = fmt.Errorf("%w: %w", cache.ErrNotAsked, err)
 	}
 	if err != nil {
+		i.notMet(strings.Join(i.names, " "), err)
 		return cache.Reply[*relayed]{}, err
 	}
 	reply, err := i.read(ctx, answer, device)
@@ -341,12 +360,20 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 		status: answer.Status, body: answer.Body, server: answer.Upstream,
 		kind: answer.Header.Get("Content-Type"), retryAfter: answer.Header.Get("Retry-After"),
 	}
-	reply := cache.Reply[*relayed]{Value: a, Verdict: cache.Pass}
+	reply := cache.Reply[*relayed]{Value: a, Verdict: cache.PassUnknown}
 	parsed := resolver.ParseAnswer(answer.Status, answer.Body)
 	switch parsed.Class {
-	case resolver.AnswerUnknown, resolver.AnswerClientError, resolver.AnswerClasses:
+	case resolver.AnswerUnknown:
+		if answer.Status/100 == 2 { // some servers say "nothing new" in a way of their own
+			reply.Verdict = cache.Pass
+		} else {
+			i.notMet(a.server, fmt.Errorf("it answers a check with status %d", a.status))
+		}
+	case resolver.AnswerClientError, resolver.AnswerClasses:
 	case resolver.AnswerOutage:
-		return reply, errors.New("the upstream answers with something that is no answer")
+		err := errors.New("the upstream answers with something that is no answer")
+		i.notMet(a.server, err)
+		return reply, err
 	case resolver.AnswerThrottled: // this edge, or this moment; a phone would fall silent for as long as it is told
 		return reply, errors.New("the upstream has too many requests")
 	case resolver.AnswerRefused:
@@ -391,6 +418,8 @@ func (l *relay) prepare(a *relayed, parsed *resolver.Answer, appID, device strin
 			if p, ok := server.Place(appID, parsed, n); ok {
 				paths[n] = p.Path
 				objects = append(objects, learnedObject(&p))
+			} else {
+				l.elsewhere(parsed.Addresses[n].URL)
 			}
 		}
 	}
@@ -402,6 +431,17 @@ func (l *relay) prepare(a *relayed, parsed *resolver.Answer, appID, device strin
 		DeviceID: device, AddKind: !l.config.KeepKind,
 	})
 	a.event = resolver.EventOf(parsed.Code)
+}
+
+// elsewhere logs, once for each host, that phones load from there, past this edge.
+func (l *relay) elsewhere(address string) {
+	u, err := url.Parse(address)
+	if err != nil || u.Host == "" {
+		return
+	}
+	l.runtime.faults.fault("downloads of "+l.scope+" from "+u.Host, "elsewhere",
+		"the upstream's downloads are on a host that this edge does not fetch from, so phones load them there; "+
+			"list it in relay { allow_host ... } to have them come through here", zap.String("host", u.Scheme+"://"+u.Host))
 }
 
 // remember notes on disk where objects are. It reports whether that is done.

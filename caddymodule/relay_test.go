@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
@@ -491,6 +492,48 @@ func TestRelayUnknownApps(t *testing.T) {
 	}
 	if r := client.Post("/updates", check("version_name", "1.0.0", "device_id", otherDevice), "X-Forwarded-For", "192.0.2.1"); r.Status != 200 {
 		t.Errorf("a real app after the flood: status %d, %s", r.Status, r.Body)
+	}
+}
+
+// TestRelayWrongAddress: an upstream that has never answered a check is told of in the log, once, and its 404 for any app makes
+// none known: further checks share the trickle of unknown apps.
+func TestRelayWrongAddress(t *testing.T) {
+	var asked atomic.Int64
+	var right atomic.Bool
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.Header().Set("Content-Type", "application/json")
+		if right.Load() {
+			_, _ = io.WriteString(w, `{"version":"1.0.1","url":"https://cdn.example.net/1.zip","checksum":"`+digest([]byte("zip"))+`"}`)
+			return
+		}
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, `{"error":"no such route"}`)
+	}))
+	t.Cleanup(server.Close)
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + server.URL})
+	client := e.Client(t)
+	for i := range 30 {
+		r := client.Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)))
+		if want := "no such route"; r.Status != 404 && r.Status != 503 || r.Status == 404 && !strings.Contains(string(r.Body), want) {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+	}
+	if n := asked.Load(); n != 4 {
+		t.Errorf("asked %d times, want 4", n)
+	}
+	if lines := e.Log("the upstream has never answered a check so far"); len(lines) != 1 || !strings.Contains(lines[0], "status 404") {
+		t.Errorf("logged %v", lines)
+	}
+	right.Store(true)
+	again := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + server.URL})
+	for range 2 {
+		if r := again.Client(t).Post("/updates", check()); r.JSON(t)["url"] != "https://cdn.example.net/1.zip" {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+	}
+	if lines := again.Log("downloads are on a host that this edge does not fetch from"); len(lines) != 1 || !strings.Contains(lines[0], "https://cdn.example.net") {
+		t.Errorf("logged %v", lines)
 	}
 }
 

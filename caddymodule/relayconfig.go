@@ -93,14 +93,26 @@ func (r *Relay) check() error {
 var foreignFields = []string{"version_code", "version_os", "custom_id"}
 
 func checkUpstream(address string) error {
-	if err := checkPlaceholders("upstream", address); err != nil || strings.Contains(address, "{") {
+	if err := checkPlaceholders("upstream", address); err != nil || strings.Contains(address, "{") || isUpstream(address) {
 		return err
 	}
+	return notUpstream(address)
+}
+
+func isUpstream(address string) bool {
 	u, err := url.Parse(address)
-	if err != nil || !isWebScheme(u.Scheme) || !isHost(u.Host) || u.User != nil || u.Fragment != "" || u.RawQuery != "" {
-		return fmt.Errorf("upstream: %q must be http(s)://host, with a path at the most, such as https://capgo.example.com/functions/v1", address)
+	return err == nil && isWebScheme(u.Scheme) && isHost(u.Host) && u.User == nil && u.Fragment == "" && u.RawQuery == ""
+}
+
+// notUpstream says what is wrong with an address, as it is configured: what stands for a placeholder may be secret, and so may be
+// a password that somebody wrote down.
+func notUpstream(address string) error {
+	if u, err := url.Parse(address); err == nil && (u.User != nil || u.RawQuery != "") {
+		u.RawQuery = ""
+		address = u.Redacted()
 	}
-	return nil
+	return fmt.Errorf("upstream: %q must be http(s)://host, with a path at the most, such as https://capgo.example.com/functions/v1, "+
+		"and no user, password or query", address)
 }
 
 // unmarshal reads the block of "relay".
@@ -190,8 +202,8 @@ func (h *Handler) provisionRelay() error {
 		if addresses[i], err = expand("upstream", address); err != nil {
 			return err
 		}
-		if err := checkUpstream(addresses[i]); err != nil {
-			return err
+		if !isUpstream(addresses[i]) {
+			return notUpstream(address)
 		}
 	}
 	if h.Relay == nil {
@@ -205,7 +217,7 @@ func (h *Handler) provisionRelay() error {
 		return err
 	}
 	if secret != "" {
-		h.webhook = &webhook{secret: secret, seen: newSeenEvents(), purge: h.purge, log: h.log}
+		h.webhook = &webhook{secret: secret, seen: newSeenEvents(), purge: h.purge, log: h.log, faults: h.runtime.faults}
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 func (h *Handler) relayCheck(w http.ResponseWriter, r *http.Request, s *scratch) {
 	a, state, err := h.relay.ask(r, s)
 	if h.Debug {
-		w.Header().Set("Cache-Status", manifestStatus(state))
+		w.Header().Set("Cache-Status", relayStatus(a, state))
 	}
 	if err != nil {
 		h.runtime.counters.relay(relayUnavailable)
@@ -31,6 +31,14 @@ func (h *Handler) relayCheck(w http.ResponseWriter, r *http.Request, s *scratch)
 		h.statistics.sawCheck(&s.check, s.body, a.event)
 	}
 	h.writeRelayed(w, r, s, a)
+}
+
+// relayStatus is manifestStatus for an answer of an upstream.
+func relayStatus(a *relayed, state cache.State) string {
+	if state == cache.Loaded && a != nil && (a.learned == nil || !a.learned.Keep) {
+		return "capgo-edge; fwd=miss"
+	}
+	return manifestStatus(state)
 }
 
 // writeRelayed gives an answer of the upstream to a client.

@@ -56,14 +56,15 @@ func (s *statistics) add(a *App, scope string, config *Stats, seen map[string]bo
 	for i, address := range full.Collectors {
 		same := sameAddress(address)
 		if seen[same] {
-			return fmt.Errorf("stats: the collector %s is there twice, written in two ways; name it once", config.Collectors[i])
+			return fmt.Errorf("stats: the collector %s is there twice, written in two ways; name it once",
+				withoutSecrets(config.Collectors[i]))
 		}
 		seen[same] = true
 		d, err := newDestination(full, address, a.settings.minFree)
 		if err != nil {
 			return err
 		}
-		if err := a.agree(scope, config.Collectors[i], &d.tuning); err != nil {
+		if err := a.agree(scope, withoutSecrets(config.Collectors[i]), &d.tuning); err != nil {
 			return err
 		}
 		d.outlet = a.runtime.outlet(scope, address)
@@ -73,7 +74,7 @@ func (s *statistics) add(a *App, scope string, config *Stats, seen map[string]bo
 }
 
 // agree refuses a site whose options for a collector are not those of another site with the same origin: they share one
-// spool, and which of the two would be in force is chance. configured is the collector's address as it is written.
+// spool, and which of the two would be in force is chance. configured is the collector's address as it is written, fit to be shown.
 func (a *App) agree(scope, configured string, t *tuning) error {
 	name := outletName(scope, t.address)
 	first, known := a.tunings[name]

@@ -107,10 +107,8 @@ func (s *Stats) check() error {
 			return notCollector(address)
 		}
 	}
-	for name := range s.Headers {
-		if err := checkHeaderName(name); err != nil {
-			return err
-		}
+	if err := checkHeaderNames(s.Headers, collectorHeaders); err != nil {
+		return err
 	}
 	return checkApps(s.Apps)
 }
@@ -133,7 +131,7 @@ func isCollector(address string) bool {
 
 // notCollector is the error for an address, of which it shows what is written: its placeholders may stand for secrets.
 func notCollector(configured string) error {
-	return fmt.Errorf("stats: %q must be http(s)://host/path; put a password into a header", configured)
+	return fmt.Errorf("stats: %q must be http(s)://host/path; put a password into a header", withoutSecrets(configured))
 }
 
 // sameAddress is the form in which addresses of the same collector are equal: the scheme and the host in lower case, without
@@ -168,7 +166,7 @@ func checkStats(all []*Stats) error {
 		for _, address := range s.Collectors {
 			same := sameAddress(address)
 			if seen[same] {
-				return fmt.Errorf("stats: the collector %s is there twice", address)
+				return fmt.Errorf("stats: the collector %s is there twice", withoutSecrets(address))
 			}
 			seen[same] = true
 		}
@@ -280,7 +278,7 @@ func (s *Stats) expand() (Stats, error) {
 			return full, err
 		}
 		if strings.Contains(full.Collectors[i], "{") {
-			return full, fmt.Errorf("stats: %q holds a placeholder that has no value here", address)
+			return full, fmt.Errorf("stats: %q holds a placeholder that has no value here", withoutSecrets(address))
 		}
 		if !isCollector(full.Collectors[i]) {
 			return full, notCollector(address)

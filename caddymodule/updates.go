@@ -111,7 +111,7 @@ func manifestStatus(state cache.State) string {
 	case cache.Stale:
 		return "capgo-edge; hit; detail=stale"
 	case cache.Negative:
-		return "capgo-edge; hit; detail=negative"
+		return "capgo-edge; detail=negative" // just asked, or remembered
 	case cache.Loaded:
 		return "capgo-edge; fwd=miss; stored"
 	default:

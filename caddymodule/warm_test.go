@@ -255,8 +255,8 @@ func TestAdmin(t *testing.T) {
 		{"POST", "/capgo_edge/prefetch", "", "must be JSON"},
 		{"POST", "/capgo_edge/prefetch", `{"app":"x"}`, "must be JSON"},
 		{"POST", "/capgo_edge/prefetch", `{"app_id":"no"}`, "not an app id"},
-		{"POST", "/capgo_edge/prefetch", `{"app_id":"com.unknown"}`, "no site here knows"},
-		{"POST", "/capgo_edge/prefetch", `{"app_id":"org.not.served"}`, "no site here knows"},
+		{"POST", "/capgo_edge/prefetch", `{"app_id":"com.unknown"}`, "no site here has a manifest of the app"},
+		{"POST", "/capgo_edge/prefetch", `{"app_id":"org.not.served"}`, "no site here has a manifest of the app"},
 	} {
 		if _, err := admin(t, tt.method, tt.path, tt.body); err == nil || !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%s %s %s: %v, want %q", tt.method, tt.path, tt.body, err, tt.err)

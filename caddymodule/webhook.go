@@ -26,6 +26,7 @@ type webhook struct {
 	seen   *seenEvents
 	purge  func(appID string) // forgets what is known of an app
 	log    *zap.Logger
+	faults *faultLog
 }
 
 const (
@@ -37,6 +38,8 @@ const (
 	webhookMemory = 24 * time.Hour
 	maxSeenEvents = 4096
 )
+
+const faultWebhook = "webhook"
 
 // serve answers one delivery. A repeat, and what changes no app, is answered like the rest: any other status would have the
 // server send it again.
@@ -52,9 +55,7 @@ func (h *webhook) serve(w http.ResponseWriter, r *http.Request) {
 	now := time.Now()
 	event, err := verifyWebhook(h.secret, r.Header, body, now)
 	if err != nil {
-		if c := h.log.Check(zap.DebugLevel, "webhook refused"); c != nil {
-			c.Write(zap.Error(err))
-		}
+		h.faults.fault(faultWebhook, "refused", "a webhook is refused; if it is one of yours, compare its secret with webhook_secret, and the clocks", zap.Error(err))
 		if errors.Is(err, errWebhookSignature) {
 			refuse(w, http.StatusUnauthorized, "invalid_signature", "The delivery is not signed with this edge's webhook secret, or its time is not now")
 		} else {
@@ -62,6 +63,7 @@ func (h *webhook) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
+	h.faults.well(faultWebhook, "webhooks are taken again")
 	first := h.seen.first(event.ID, now)
 	if c := h.log.Check(zap.DebugLevel, "webhook taken"); c != nil {
 		c.Write(zap.String("event", event.Table+"."+event.Operation), zap.Strings("app_ids", event.AppIDs), zap.Bool("repeated", !first))

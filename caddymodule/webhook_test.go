@@ -154,7 +154,7 @@ func TestWebhookEvents(t *testing.T) {
 func TestServeWebhook(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var purged []string
-		h := &webhook{secret: capgoSecret, seen: newSeenEvents(), purge: func(app string) { purged = append(purged, app) }, log: zap.NewNop()}
+		h := &webhook{secret: capgoSecret, seen: newSeenEvents(), purge: func(app string) { purged = append(purged, app) }, log: zap.NewNop(), faults: newFaultLog()}
 		post := func(method, body string, header http.Header) (int, string) {
 			r := httptest.NewRequestWithContext(t.Context(), method, "/webhooks/capgo", strings.NewReader(body))
 			for name := range header {

@@ -51,7 +51,7 @@ func NewHTTP(o HTTPOptions) (*HTTP, error) {
 	}
 	switch {
 	case base.Scheme != "http" && base.Scheme != "https":
-		return nil, fmt.Errorf("the base address must begin with http:// or https://, not %q", base.Scheme)
+		return nil, errors.New("the base address must begin with http:// or https://")
 	case base.Host == "":
 		return nil, errors.New("the base address names no host")
 	case base.RawQuery != "" || base.Fragment != "":

@@ -112,6 +112,10 @@ func (e *StatusError) Error() string {
 		text += fmt.Sprintf(" (%.200s)", said)
 	}
 	switch e.Status {
+	case http.StatusBadRequest:
+		if e.Code == "cannot_access_app" { // for an app that does not exist, too
+			text += "; check --app, and that the key may read it"
+		}
 	case http.StatusUnauthorized, http.StatusForbidden:
 		text += "; check that the API key is right and may read this app"
 	case http.StatusNotFound:

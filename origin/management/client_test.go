@@ -193,7 +193,8 @@ func TestRefused(t *testing.T) {
 			!strings.Contains(err.Error(), "check that the API key") || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%v", err)
 		}
-		if _, err := client(t, o, nil).App(t.Context(), "com.other.app"); err == nil || !strings.Contains(err.Error(), "cannot_access_app") {
+		if _, err := client(t, o, nil).App(t.Context(), "com.other.app"); err == nil || !strings.Contains(err.Error(), "cannot_access_app") ||
+			!strings.Contains(err.Error(), "check --app, and that the key may read it") {
 			t.Errorf("%v", err)
 		}
 		if o.Count("") != 2 {
