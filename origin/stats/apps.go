@@ -81,8 +81,8 @@ func (t *apps) count(a *app, lane uint8, n, bytes int64) {
 	}
 }
 
-// oldest is the time of the oldest record, 0 if there is none. Records come in the order of time, so it is looked for again
-// only when the app that has it lost some.
+// oldest is the time of the oldest record, 0 if there is none. It is looked for again only when the app that has it lost some,
+// or another got an older one.
 func (t *apps) oldest() int64 {
 	if t.first == nil {
 		for _, a := range t.byNumber {
@@ -106,9 +106,10 @@ func (a *app) oldestRecord() (oldest int64) {
 	return oldest
 }
 
-// lookAgain notes that the first record of a lane of an app is another one.
+// lookAgain notes that the first record of a lane of an app is another one. It may be older than those that came before it, if
+// the clock was set back.
 func (t *apps) lookAgain(a *app) {
-	if t.first == a {
+	if t.first == a || t.first != nil && a.oldestRecord() != 0 && a.oldestRecord() < t.first.oldestRecord() {
 		t.first = nil
 	}
 }

@@ -291,6 +291,37 @@ func TestShrinksWhenDrained(t *testing.T) {
 	}
 }
 
+// TestNoSpaceToShrink has the disk lack the space to write a file anew: that is reported as what it is, once, and events are taken.
+func TestNoSpaceToShrink(t *testing.T) {
+	var left atomic.Int64
+	left.Store(mib / 16)
+	path := scratch(t) + "/s.db"
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t, stats.SpoolOptions{Path: path, MaxBytes: 64 * mib, Free: func() (int64, error) { return left.Load(), nil }})
+		for i := range 450 {
+			b.add("a", fmt.Sprint(i), strings.Split(strings.Repeat(fill(1000)+" ", 100), " ")[:100]...)
+		}
+		b.drain()
+		for range 5 {
+			b.add("a", "d", "{}")
+			time.Sleep(time.Minute)
+		}
+		synctest.Wait()
+		if got := b.reports.list(); len(got) != 1 || !errors.Is(got[0], stats.ErrStillTaking) || !errors.Is(got[0], stats.ErrNoSpace) {
+			t.Errorf("reported: %v", got)
+		}
+		left.Store(100 * mib)
+		time.Sleep(time.Minute)
+		b.add("a", "d", "{}")
+		b.add("a", "d", "{}") // it is answered once the file is smaller
+		if got := b.reports.list(); len(got) != 2 || got[1] != nil {
+			t.Errorf("reported: %v", got)
+		}
+		b.wantSize(16 * mib)
+		b.close()
+	})
+}
+
 // TestMinFree lets the disk run full, as far as the spool is told.
 func TestMinFree(t *testing.T) {
 	var left atomic.Int64

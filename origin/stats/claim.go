@@ -3,6 +3,7 @@ package stats
 import (
 	"bytes"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 )
 
@@ -21,8 +22,12 @@ type hint struct {
 
 // key is the Idempotency-Key of a batch.
 func (s *store) key(number uint64) string {
-	return fmt.Sprintf("%016x-%d", s.state.instance, number)
+	return fmt.Sprintf("%016x-%016x", s.state.instance, number)
 }
+
+// newNumber is that of a new batch. It is drawn and not counted: a file that is put back from a copy would count on from where
+// it stood then, and give other events keys that the collector knows.
+func newNumber() uint64 { return rand.Uint64() }
 
 // claimsOf reads the batches of a lane that are on their way. Damaged ones are forgotten: their events are claimed again.
 func (s *store) claimsOf(key []byte) []claim {
@@ -79,9 +84,8 @@ func (s *store) claim(l Lane, c conditions) (b *Batch, more bool, err error) {
 	if err != nil || len(found) == 0 {
 		return nil, more, err
 	}
-	s.state.batches++
-	b = s.batch(a, l, s.state.batches, found)
-	return b, false, s.putClaims(l, []claim{{number: s.state.batches, seqs: seqsOf(found)}})
+	number := newNumber()
+	return s.batch(a, l, number, found), false, s.putClaims(l, []claim{{number: number, seqs: seqsOf(found)}})
 }
 
 func (s *store) batch(a *app, l Lane, number uint64, records []Record) *Batch {
@@ -115,8 +119,7 @@ func (s *store) claimedBatch(a *app, l Lane) (*Batch, error) {
 		case len(found) == 0:
 			continue
 		case len(found) < len(c.seqs):
-			s.state.batches++
-			c = claim{number: s.state.batches, seqs: seqsOf(found)}
+			c = claim{number: newNumber(), seqs: seqsOf(found)}
 			claims[i] = c
 		case i == 0:
 			return s.batch(a, l, c.number, found), nil // nothing to write
@@ -277,8 +280,7 @@ func (s *store) split(b *Batch) (*Batch, error) {
 	}
 	seqs := claims[i].seqs
 	half := len(seqs) / 2
-	first, second := s.state.batches+1, s.state.batches+2
-	s.state.batches = second
+	first, second := newNumber(), newNumber()
 	claims = slices.Replace(claims, i, i+1, claim{number: first, seqs: seqs[:half]}, claim{number: second, seqs: seqs[half:]})
 	if err := s.putClaims(b.Lane, claims); err != nil {
 		return nil, err

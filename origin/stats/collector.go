@@ -3,14 +3,15 @@ package stats
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"maps"
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -48,6 +49,9 @@ type Failure struct {
 	// that happens to it again and again while other batches are taken, it is treated like ScopeContent, though its events
 	// are kept.
 	Suspect bool
+	// Whole says, of ScopeContent, that the request was refused as a whole and nothing was said of an event: any server does
+	// that at a wrong address. Too many in a row stop everything.
+	Whole bool
 	// TooLarge says that the collector takes smaller batches only.
 	TooLarge bool
 	// Code names the failure: the collector's own code, or "status_503", "timeout", "no_answer", "broken_answer",
@@ -189,8 +193,8 @@ func (c *HTTPCollector) public(verdicts []Verdict, failure *Failure) ([]Verdict,
 	return verdicts, failure
 }
 
-// deliverObjects sends the events one by one, each under a key of its own. It ends at the first that is refused, so that a
-// collector which refuses everything is noticed before it has refused a whole batch.
+// deliverObjects sends the events one by one, each under a key of its own. It ends at the first request that is refused as a
+// whole, so that a collector which refuses everything is noticed before it has refused a whole batch.
 func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict, *Failure) {
 	verdicts := make([]Verdict, len(b.Events))
 	waiting := map[uint64]bool{} // devices with an event that was not taken; the later ones do not overtake it
@@ -215,7 +219,7 @@ func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict
 		default:
 			return verdicts, failure
 		}
-		if verdicts[i].Fate == Dead {
+		if verdicts[i].Whole {
 			break
 		}
 		if verdicts[i].Fate == Keep {
@@ -226,10 +230,16 @@ func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict
 }
 
 // objectKey is the Idempotency-Key of an event that is sent by itself, and its id if it becomes a dead letter. It is not that of
-// the batch: what is left of a batch is composed anew.
+// the batch: what is left of a batch is composed anew. It has a hash of the event, as a spool that is put back from a copy
+// gives its numbers to other events.
 func objectKey(b *Batch, i int) string {
 	instance, _, _ := strings.Cut(b.Key, "-")
-	return instance + "-e" + strconv.FormatUint(b.Events[i].Seq, 10)
+	e := &b.Events[i]
+	h := fnv.New64a()
+	_, _ = h.Write(binary.BigEndian.AppendUint64(nil, e.Device)) // it never fails
+	_, _ = h.Write(binary.BigEndian.AppendUint64(nil, uint64(e.Time.UnixMilli())))
+	_, _ = h.Write(e.Data)
+	return fmt.Sprintf("%s-e%d-%016x", instance, e.Seq, h.Sum64())
 }
 
 // post makes one request with n events.
@@ -245,6 +255,9 @@ func (c *HTTPCollector) post(ctx context.Context, key string, body []byte, n int
 		return nil, c.unanswered(ctx, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode == http.StatusSwitchingProtocols { // its body is the connection, which no deadline ends
+		return readAnswer(resp.StatusCode, resp.Header, nil, n, time.Now())
+	}
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // to its end, or the connection cannot be used again
 	if err != nil && resp.StatusCode/100 == 2 {
 		return nil, c.unanswered(ctx, err) // what became of each event was in the part that is missing

@@ -1,7 +1,7 @@
 package stats
 
 import (
-	"encoding/json"
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -37,6 +37,7 @@ type collectorAnswer struct {
 	Status   any           `json:"status"`
 	OK       any           `json:"ok"`
 	Success  any           `json:"success"`
+	Errors   any           `json:"errors"`
 	Results  resultsAnswer `json:"results"`
 	MoreInfo struct {
 		AppID any `json:"app_id"`
@@ -60,13 +61,13 @@ type waitAnswer struct {
 
 // readAnswer judges the answer to a request with n events.
 func readAnswer(status int, header http.Header, body []byte, n int, now time.Time) ([]Verdict, *Failure) {
+	body = bytes.TrimSpace(bytes.TrimPrefix(body, []byte("\xef\xbb\xbf"))) // a byte order mark (RFC 8259, section 8.1)
 	var answer collectorAnswer
-	err := json.Unmarshal(body, &answer)
-	_, mistyped := errors.AsType[*json.UnmarshalTypeError](err) // a member of another type is left out by itself
+	isJSON := answer.read(body)
 	code, message := codeOf(answer.Error, answer.Message)
 	taken := status/100 == 2
 	if taken {
-		if failure := unread(header, body, err == nil || mistyped, &answer); failure != nil {
+		if failure := unread(header, body, isJSON, &answer, n); failure != nil {
 			return nil, failure
 		}
 		if len(answer.Results.items) > 0 {
@@ -89,7 +90,7 @@ func refusalOf(
 	taken := status/100 == 2
 	failure := judgeStatus(status)
 	if taken {
-		failure = &Failure{Scope: ScopeContent, Err: errors.New("it refuses the batch")}
+		failure = &Failure{Scope: ScopeContent, Whole: !namesEvent(code), Err: errors.New("it refuses the batch")}
 	}
 	judgeCode(failure, code, answer.MoreInfo.AppID != nil, taken && n > 1)
 	if failure.Code = code; code == "" {
@@ -135,14 +136,16 @@ func judgeStatus(status int) *Failure {
 	case http.StatusConflict: // what a collector says to a key whose first request it still works on
 		return &Failure{Suspect: true, Err: errors.New(said)}
 	case http.StatusRequestEntityTooLarge:
-		return &Failure{Scope: ScopeContent, TooLarge: true, Err: errors.New(said)}
+		return &Failure{Scope: ScopeContent, Whole: true, TooLarge: true, Err: errors.New(said)}
 	}
 	switch status / 100 {
+	case 1:
+		return &Failure{Err: errors.New(said + ", which speaks another protocol; correct its address")}
 	case 3:
 		return &Failure{Err: errors.New(said + ": it redirects elsewhere, or with a status that drops the events; " +
 			"set its address to where it redirects to")}
 	case 4:
-		return &Failure{Scope: ScopeContent, Err: errors.New(said)}
+		return &Failure{Scope: ScopeContent, Whole: true, Err: errors.New(said)}
 	}
 	return &Failure{Suspect: true, Err: errors.New(said)}
 }
@@ -169,7 +172,22 @@ func judgeCode(f *Failure, code string, namesApp, several bool) {
 }
 
 // verdict is that of a single event whose request failed by its content.
-func (f *Failure) verdict() Verdict { return verdictOf(f.Code, f.Message) }
+func (f *Failure) verdict() Verdict {
+	v := verdictOf(f.Code, f.Message)
+	v.Whole = f.Whole && v.Fate == Dead
+	return v
+}
+
+// namesEvent reports that a code says what is wrong with an event, so that whoever answers has read it and is a collector, even
+// if the code is all of its answer (protocol 4.2, 4.3, 7). Anyone can have such codes answered, with made-up events.
+func namesEvent(code string) bool {
+	switch code {
+	case "invalid_app_id", "invalid_json_body", "invalid_version_build", "missing_device_id", "mixed_app_ids", "semver_error",
+		"version_not_found":
+		return true
+	}
+	return false
+}
 
 // verdictOf is that of an event with an error code. A code that nobody knows is final: a dead letter can be sent again, while
 // an event that is tried for ever cannot be stopped.
@@ -183,7 +201,7 @@ func verdictOf(code, message string) Verdict {
 }
 
 // readResults reads the results of the events. An event without one is delivered.
-func readResults(results []resultAnswer, n int) ([]Verdict, *Failure) {
+func readResults(results []*resultAnswer, n int) ([]Verdict, *Failure) {
 	verdicts := allOf(n, Verdict{Fate: Delivered})
 	seen := make([]bool, n)
 	codes := map[string]int{}
@@ -198,7 +216,7 @@ func readResults(results []resultAnswer, n int) ([]Verdict, *Failure) {
 		}
 		seen[i] = true
 		code, message := codeOf(r.Error, r.Message)
-		if code == "" && r.Status == "error" {
+		if code == "" && saysNo(r.Status) {
 			code = codeError
 		}
 		if code != "" {

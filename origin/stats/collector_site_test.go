@@ -104,7 +104,7 @@ var ok = reply{status: 200, body: `{"status":"ok"}`}
 func newSite(t *testing.T, answer func(arrival) reply) *site {
 	s := &site{
 		t: t, began: time.Now(), answer: answer, network: newPipeNetwork(),
-		options: stats.SpoolOptions{Path: t.TempDir() + "/spool", MaxBytes: 1 << 30},
+		options: stats.SpoolOptions{Path: scratch(t) + "/spool", MaxBytes: 1 << 30},
 	}
 	s.server = &http.Server{Handler: s}
 	go func() { _ = s.server.Serve(s.network) }()

@@ -3,9 +3,11 @@ package stats_test
 import (
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -93,11 +95,45 @@ func TestObjectForm(t *testing.T) {
 	}
 	defer c.CloseIdleConnections()
 	verdicts, err := c.Deliver(t.Context(), batchOf(`{"n":1}`, `{"n":2}`, `{"n":3}`, `{"n":4}`))
-	if strings.Join(got, "|") != `key-e1 {"n":1}|key-e2 {"n":2}|key-e3 {"n":3}` {
-		t.Errorf("sent %q", got)
+	for i, want := range []string{`key-e1-* {"n":1}`, `key-e2-* {"n":2}`, `key-e3-* {"n":3}`} {
+		if matches, _ := path.Match(want, got[i]); !matches || len(got) != 3 {
+			t.Errorf("sent %q", got)
+		}
 	}
 	if err == nil || len(verdicts) != 4 || verdicts[1].Fate != stats.Delivered || verdicts[2] != (stats.Verdict{}) || verdicts[3] != (stats.Verdict{}) {
 		t.Errorf("%v, %v", verdicts, err)
+	}
+}
+
+// TestSwitchingProtocols: a status 101 is a failure at once. Its body is the connection, which stays open and says nothing.
+func TestSwitchingProtocols(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		t.Cleanup(func() { c.Close() })
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+	}))
+	defer server.Close()
+	c, err := stats.NewHTTPCollector(stats.HTTPCollectorOptions{URL: server.URL, Timeout: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.CloseIdleConnections()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		verdicts, err := c.Deliver(t.Context(), batchOf(`{"n":1}`, `{"n":2}`))
+		if failure, ok := errors.AsType[*stats.Failure](err); verdicts != nil || !ok || failure.Code != "status_101" || failure.Suspect {
+			t.Errorf("%v, %v", verdicts, err)
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for the end of a connection that was switched")
 	}
 }
 
@@ -116,6 +152,12 @@ func TestReadAnswer(t *testing.T) {
 		{"status error", `{"status":"Error","message":"m"}`, 200, split, "dead:error"},
 		{"status error and no results", `{"status":"error","results":[]}`, 200, split, "dead:error"},
 		{"another status", `{"status":7}`, 200, all, ""},
+		{"status failed", `{"status":"failed","results":"none"}`, 200, split, "dead:error"},
+		{"errors and no status", `{"errors":["bad"]}`, 200, split, "dead:error"},
+		{"errors by name and no status", `{"errors":{"app_id":"bad"}}`, 200, split, "dead:error"},
+		{"errors and a status", `{"status":"ok","errors":["slow"]}`, 200, all, ""},
+		{"no errors", `{"errors":[],"message":"m"}`, 200, all, ""},
+		{"none of errors", `{"errors":0}`, 200, all, ""},
 		{"ok false", `{"ok":false}`, 200, split, "dead:error"},
 		{"success false", `{"success":false,"error":null}`, 200, split, "dead:error"},
 		{"ok true", `{"ok":true,"success":true,"error":false}`, 200, all, ""},
@@ -128,6 +170,11 @@ func TestReadAnswer(t *testing.T) {
 		{"by position", `{"results":[{},{"error":"x"}]}`, 200, "delivered dead:x", all},
 		{"by position, too few", `{"results":[{"error":"x"}]}`, 200, all, "dead:x"},
 		{"no code", `{"results":[{"index":0,"status":"error"}]}`, 200, "dead:error delivered", "dead:error"},
+		{"an array", `[{"index":1,"status":"error","error":"invalid_app_id"}]`, 200, "delivered dead:invalid_app_id", all},
+		{"an array by position", `[{"status":"ok"},{"status":"fail"}]`, 200, "delivered dead:error", collector + " suspect"},
+		{"an array of one", `[{"status":"error","error":"x"}]`, 200, collector + " suspect", "dead:x"},
+		{"a byte order mark", "\xef\xbb\xbf" + `{"results":[{"index":0,"error":"x"}]}`, 200, "dead:x delivered", "dead:x"},
+		{"an array, refused", `[{"status":"ok"}]`, 400, split, "content"},
 		{"out of range", `{"results":[{"index":7,"error":"x"},{"index":-1,"error":"x"}]}`, 200, all, ""},
 		{"twice", `{"results":[{"index":0,"error":"x"},{"index":0}]}`, 200, "dead:x delivered", "dead:x"},
 		{"unknown app for all", `{"results":[{"index":0,"error":"on_premise_app"},{"index":1,"error":"on_premise_app"}]}`, 200, app, ""},
@@ -151,6 +198,7 @@ func TestReadAnswer(t *testing.T) {
 		{"421", ``, 421, collector, ""},
 		{"425", ``, 425, collector, ""},
 		{"426", ``, 426, collector, ""},
+		{"101", ``, 101, collector, ""},
 		{"429", ``, 429, collector, ""},
 		{"429 of an app", `{"error":"too_many_requests","moreInfo":{"app_id":"a"}}`, 429, app, ""},
 		{"429 unknown app", `{"error":"on_premise_app"}`, 429, app, ""},
@@ -189,8 +237,16 @@ func TestReadUnclear(t *testing.T) {
 		{"JSON, as HTML", "text/html", `{"status":"ok"}`, taken},
 		{"JSON text", "application/json", `"ok"`, taken},
 		{"JSON array", "application/json", `[]`, taken},
-		{"JSON number", "application/json", `1`, taken},
 		{"JSON null", "application/json", `null`, taken},
+		{"JSON true", "application/json", `true`, taken},
+		{"JSON object", "application/json", `{}`, taken},
+		{"JSON behind a byte order mark", "application/json", "\xef\xbb\xbf" + `{"status":"ok"}`, taken},
+		{"a byte order mark alone", "text/plain", "\xef\xbb\xbf", taken},
+		{"JSON number", "application/json", `1`, foreign},
+		{"JSON false", "application/json", `false`, foreign},
+		{"another JSON text", "application/json", `"Unauthorized"`, foreign},
+		{"JSON array of texts", "application/json", `["ok","ok"]`, foreign},
+		{"JSON array of nothing", "application/json", `[null,null]`, foreign},
 		{"page", "text/html; charset=utf-8", "<!doctype html><p>Log in</p>", foreign},
 		{"page of no type", "", "<html>", foreign},
 		{"page of another type", "application/json", "<html>", foreign},
@@ -202,6 +258,8 @@ func TestReadUnclear(t *testing.T) {
 		{"cut results", "application/json", `{"status":"ok","results":[{"status":"ok","ind`, broken},
 		{"cut array", "application/json", `[{"status":`, broken},
 		{"results of texts", "application/json", `{"results":["ok","ok"]}`, broken},
+		{"array of nobody's results", "application/json", `[{"status":"error"}]`, broken},
+		{"array and more", "application/json", `[{"status":"ok"},{"status":"ok"}]]`, broken},
 		{"index of another type", "application/json", `{"results":[{"index":"1","error":"x"}]}`, broken},
 	}
 	for _, test := range tests {
@@ -284,7 +342,7 @@ func TestRetryAfter(t *testing.T) {
 
 func FuzzReadAnswer(f *testing.F) {
 	for _, body := range []string{
-		``, `{}`, `[]`, `{"status":"ok","results":[{"status":"error","error":"semver_error","message":"m","index":1}]}`,
+		``, `{}`, `[]`, `[null]`, `[{"status":"error"},{"index":1}]`, "\xef\xbb\xbf\"ok\"", `{"errors":{"a":[]}}`, `{"status":"ok","results":[{"status":"error","error":"semver_error","message":"m","index":1}]}`,
 		`{"error":"too_many_requests","moreInfo":{"app_id":"a","rateLimitResetAt":1e99}}`, `{"error":{"a":1},"results":[1,null,{"index":1e9}]}`,
 	} {
 		f.Add(200, "", []byte(body), 3)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -15,26 +16,56 @@ import (
 // maxPlainAnswer bounds, in bytes, what is believed to be an acknowledgement in plain text.
 const maxPlainAnswer = 64
 
-// unread is the failure of an answer with status 2xx that does not tell whether the events were taken: a page of whoever stands
+// read reads a body, and reports that it is JSON. A member of another type than expected is left out by itself. An array is one
+// of results.
+func (a *collectorAnswer) read(body []byte) (isJSON bool) {
+	if bytes.HasPrefix(body, []byte("[")) {
+		return json.Unmarshal(body, &a.Results) == nil
+	}
+	err := json.Unmarshal(body, a)
+	_, mistyped := errors.AsType[*json.UnmarshalTypeError](err)
+	return err == nil || mistyped
+}
+
+// unread is the failure of an answer with status 2xx that does not tell whether the n events were taken: a page of whoever stands
 // between (a captive portal, a login, a firewall), or results that are cut off. Nil: it tells. Such a batch is sent again under
 // its key, as the collector may have taken it. It is suspect, as a firewall may object to this batch alone.
 //
 // The body decides and not its type: PHP sends JSON as text/html, and Express the text "ok".
-func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswer) *Failure {
-	body = bytes.TrimSpace(body)
+func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswer, n int) *Failure {
 	kind, _, err := mime.ParseMediaType(header.Get("Content-Type"))
 	if err != nil {
 		kind = "of no known type"
 	}
+	known := false
 	switch {
-	case isJSON && answer.Results.unread, !isJSON && bytes.IndexAny(body, "{[") == 0:
+	case len(body) == 0:
+		known = true
+	case body[0] == '[' && isJSON && answer.Results.unread: // of something else
+	case !isJSON && bytes.IndexAny(body, "{[") == 0, isJSON && answer.Results.unread,
+		body[0] == '[' && !answer.Results.namesEach(n):
 		return &Failure{Suspect: true, Code: "broken_answer", Err: errors.New("it answers with JSON that is cut off or cannot be " +
 			"understood, so what became of the events is not known; they are sent again under the same key")}
-	case isJSON, len(body) == 0, kind != "text/html" && isPlain(body), strings.EqualFold(string(body), "ok"):
+	case isJSON:
+		known = body[0] == '{' || body[0] == '[' || isYes(body)
+	default:
+		known = kind != "text/html" && isPlain(body) || strings.EqualFold(string(body), "ok")
+	}
+	if known {
 		return nil
 	}
 	return &Failure{Suspect: true, Code: "foreign_answer", Err: fmt.Errorf(
 		"it answers with something that is no statistics answer (%s): is this the right address?", kind)}
+}
+
+// isYes reports whether a JSON value that holds no others is an acknowledgement.
+func isYes(value []byte) bool {
+	switch text := string(value); text {
+	case "true", "null":
+		return true
+	default:
+		return strings.EqualFold(text, `"ok"`)
+	}
 }
 
 // isPlain reports whether a text may be an acknowledgement: a short line without markup.
@@ -46,20 +77,46 @@ func isPlain(text []byte) bool {
 
 // denies reports that an answer in JSON says no, though it has no code for it.
 func (a *collectorAnswer) denies() bool {
-	status, _ := a.Status.(string)
-	return strings.EqualFold(status, "error") || a.OK == false || a.Success == false
+	return saysNo(a.Status) || a.OK == false || a.Success == false || a.Status == nil && isFilled(a.Errors)
+}
+
+// saysNo reports that a status is not one of success. Those that nobody knows are.
+func saysNo(status any) bool {
+	text, _ := status.(string)
+	switch strings.ToLower(text) {
+	case "error", "fail", "failed", "failure":
+		return true
+	}
+	return false
+}
+
+// isFilled reports that a JSON value holds anything.
+func isFilled(value any) bool {
+	switch v := value.(type) {
+	case []any:
+		return len(v) > 0
+	case map[string]any:
+		return len(v) > 0
+	default:
+		return v != nil && v != false && v != "" && v != float64(0)
+	}
 }
 
 // resultsAnswer are the results of the events. What is no array says nothing of them, like none at all.
 type resultsAnswer struct {
-	items  []resultAnswer
-	unread bool // it is an array, but not of results
+	items  []*resultAnswer // none is nil
+	unread bool            // it is an array, but not of results
 }
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (r *resultsAnswer) UnmarshalJSON(data []byte) error {
 	if data[0] == '[' {
-		r.unread = json.Unmarshal(data, &r.items) != nil
+		r.unread = json.Unmarshal(data, &r.items) != nil || slices.Contains(r.items, nil)
 	}
 	return nil
+}
+
+// namesEach reports that each result that there is says which of n events it is of.
+func (r *resultsAnswer) namesEach(n int) bool {
+	return len(r.items) == n || !slices.ContainsFunc(r.items, func(item *resultAnswer) bool { return item.Index == nil })
 }

@@ -16,7 +16,7 @@ import (
 // that a disk which syncs a hundred times a second takes thousands of events in one; then it answers all who wait.
 const (
 	maxQueued    = 64 << 20 // bytes of events that wait for the disk
-	maxOffered   = 4 << 20  // of them, bytes that nobody waits for
+	maxOffered   = 4 << 20  // bytes that nobody waits for and that are not on disk yet
 	offeredDelay = time.Second
 	maxGroup     = 8 << 20 // bytes that one transaction adds
 	groupLanes   = 16_384
@@ -175,17 +175,24 @@ func (s *Spool) run(opened chan<- error) {
 	}
 }
 
-// drain commits until nothing waits.
+// drain commits until nothing waits. What was offered and could not be written waits for the end of it, or a second.
 func (s *Spool) drain() {
 	var again []*request
+	tried := time.Now()
 	for {
 		tuning, group := s.take()
 		if len(group) > 0 {
-			again = append(again, s.commit(tuning, group)...)
+			failed := s.commit(tuning, group)
+			s.endOffered(group, failed)
+			again = append(again, failed...)
 		}
 		s.maintain(tuning)
 		if len(group) == 0 {
 			break
+		}
+		if len(again) > 0 && time.Since(tried) >= offeredDelay {
+			s.putBack(again)
+			again, tried = nil, time.Now()
 		}
 		runtime.Gosched() // those who were answered have more, as a rule: it goes into one commit rather than into two
 	}
@@ -212,9 +219,6 @@ func (s *Spool) take() (tuning, []*request) {
 			break
 		}
 		s.queued -= r.size
-		if r.offered {
-			s.offered -= r.size
-		}
 	}
 	group := s.queue[:n:n]
 	if s.queue = s.queue[n:]; len(s.queue) == 0 {
@@ -225,6 +229,25 @@ func (s *Spool) take() (tuning, []*request) {
 		}
 	}
 	return s.tuning, group
+}
+
+// endOffered makes room for others in the place of what was offered and is on disk.
+func (s *Spool) endOffered(group, failed []*request) {
+	size := 0
+	for _, r := range group {
+		if r.offered {
+			size += r.size
+		}
+	}
+	for _, r := range failed {
+		size -= r.size
+	}
+	if size == 0 {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.offered -= size
 }
 
 // putBack queues again what was offered and could not be written.
@@ -238,7 +261,6 @@ func (s *Spool) putBack(group []*request) {
 	s.queue = append(group, s.queue...)
 	for _, r := range group {
 		s.queued += r.size
-		s.offered += r.size
 	}
 	s.alarmLocked()
 }
@@ -477,13 +499,8 @@ func (s *Spool) answer(group []*request, err error) (again []*request) {
 	return again
 }
 
-// fail reports an error, and with nil that it is over, once per change.
-func (s *Spool) fail(err error) {
-	if failing := err != nil; failing != s.failing {
-		s.failing = failing
-		s.report(err)
-	}
-}
+// fail notes that events cannot be taken or, with nil, that they can.
+func (s *Spool) fail(err error) { s.faults.set(faultFile, err) }
 
 // commitError says what a transaction failed of.
 func commitError(path string, err error) error {

@@ -38,13 +38,29 @@ func (s *Spool) maintain(t tuning) {
 	used := st.usedBytes()
 	over := st.size > t.maxBytes
 	wasteful := st.size > wasteAbove && used < st.size/wasteShare && used < compactAtMost
-	if !over && !wasteful || time.Since(s.compacted) < compactEvery {
+	switch {
+	case !over && !wasteful:
+		s.faults.set(faultSize, nil)
+		return
+	case time.Since(s.compacted) < compactEvery:
 		return
 	}
+	s.compacted = time.Now() // before, as compact may open the file again, which comes here
 	if err := s.compact(t); err != nil {
-		s.compacted = time.Now()
-		s.fail(fmt.Errorf("make spool %s smaller: %w", s.path, err))
+		s.sizeFailed(fmt.Errorf("make spool %s smaller, which is tried again in a minute: %w", s.path, err))
+		return
 	}
+	s.compacted = time.Time{}
+	s.faults.set(faultSize, nil)
+}
+
+// sizeFailed tells that the file could not be made smaller: no harm, unless there is no file any more.
+func (s *Spool) sizeFailed(err error) {
+	if s.store == nil {
+		s.fail(err)
+		return
+	}
+	s.faults.set(faultSize, stillTaking(err))
 }
 
 const leftoverSuffix = ".new"
@@ -55,7 +71,7 @@ func removeLeftover(path string) { _ = os.Remove(path + leftoverSuffix) } // it 
 func (s *Spool) compact(t tuning) error {
 	st := s.store
 	if left, ok := s.disk.ask(); ok && left < st.usedBytes()*5/4+minGrowth {
-		return fmt.Errorf("%w: it takes %d bytes for a moment", ErrNoSpace, st.usedBytes())
+		return fmt.Errorf("%w: it takes %d bytes for a moment, and %d are left", ErrNoSpace, st.usedBytes()*5/4+minGrowth, left)
 	}
 	next := s.path + leftoverSuffix
 	removeLeftover(s.path)

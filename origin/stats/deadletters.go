@@ -43,15 +43,16 @@ type letters struct {
 	torn bool       // the current file ends within a line
 }
 
-func openLetters(stem string, maxBytes int64) (*letters, error) {
-	d := &letters{current: stem + ".dead.jsonl", previous: stem + ".dead.1.jsonl", most: maxBytes / 2}
+// openLetters counts the letters there are. One that cannot be read is counted, and written to, once it can.
+func openLetters(stem string, maxBytes int64) (d *letters, err error) {
+	d = &letters{current: stem + ".dead.jsonl", previous: stem + ".dead.1.jsonl", most: maxBytes / 2}
 	for i, path := range []string{d.current, d.previous} {
 		_ = os.Remove(path + leftoverSuffix) // of a Replay that a crash ended; it is not there, as a rule
-		if err := d.measure(i, path); err != nil {
-			return nil, fmt.Errorf("open dead letters: %w", err)
+		if e := d.measure(i, path); e != nil {
+			err = errors.Join(err, fmt.Errorf("read dead letters: %w", e))
 		}
 	}
-	return d, nil
+	return d, err
 }
 
 // measure counts the lines of a file.
@@ -104,8 +105,9 @@ func (d *letters) addTo(s *SpoolStats) {
 	s.Dropped[reasons[reasonDeadLettersFull]] = d.dropped.Load()
 }
 
-// bury writes the dead of a batch, and syncs. Those that an earlier call wrote for the same batch are not written again.
-func (d *letters) bury(b *Batch, verdicts []Verdict) error {
+// bury writes the dead of a batch, and syncs. Those that an earlier call wrote for the same batch are not written again. It
+// returns how many it wrote.
+func (d *letters) bury(b *Batch, verdicts []Verdict) (int, error) {
 	var text []byte
 	var seqs []uint64
 	now := time.Now().UTC()
@@ -115,22 +117,22 @@ func (d *letters) bury(b *Batch, verdicts []Verdict) error {
 		}
 		line, err := encodeLetter(newLetter(b, i, v, now))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		text = append(text, line...)
 		seqs = append(seqs, b.Events[i].Seq)
 	}
 	if len(seqs) == 0 {
-		return nil
+		return 0, nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.writeLocked(text, int64(len(seqs))); err != nil {
-		return err
+		return 0, err
 	}
 	b.buried = append(b.buried, seqs...)
 	d.moved.Add(uint64(len(seqs)))
-	return nil
+	return len(seqs), nil
 }
 
 func newLetter(b *Batch, i int, v Verdict, now time.Time) *DeadLetter {

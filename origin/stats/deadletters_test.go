@@ -243,10 +243,14 @@ func TestLettersFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	refused := []stats.Verdict{dead, {Fate: stats.Delivered}}
-	if _, err := b.Settle(t.Context(), batch, refused, all, nil); err == nil {
-		t.Fatal("settled, with the dead letter nowhere")
+	if _, err := b.Settle(t.Context(), batch, refused, all, nil); !errors.Is(err, stats.ErrStillTaking) {
+		t.Fatalf("settled, with the dead letter nowhere: %v", err)
 	}
-	b.wantStats(2, nil)
+	b.add("b", "d", `3`) // which does not end what is reported
+	if got := b.reports.list(); len(got) != 1 || !errors.Is(got[0], stats.ErrStillTaking) {
+		t.Errorf("reported %v", got)
+	}
+	b.wantStats(3, nil)
 	if err := os.Remove(b.deadFile()); err != nil {
 		t.Fatal(err)
 	}
@@ -255,8 +259,44 @@ func TestLettersFail(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	b.wantStats(0, nil)
+	b.wantStats(1, nil)
 	if got := events(b.letters()); fmt.Sprint(got) != `[1]` {
 		t.Error(got)
+	}
+	if got := b.reports.list(); len(got) != 2 || got[1] != nil {
+		t.Errorf("reported %v", got)
+	}
+}
+
+// TestLettersUnreadable has the dead letters be unreadable at the start: the spool opens, tells of it, and loses none.
+func TestLettersUnreadable(t *testing.T) {
+	b := newBox(t, stats.SpoolOptions{})
+	b.bury("a", "d", `1`)
+	b.close()
+	aside := b.deadFile() + ".aside"
+	if err := os.Rename(b.deadFile(), aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(b.deadFile(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	b.open()
+	b.add("a", "d", `2`)
+	if got := b.reports.list(); len(got) != 1 || !errors.Is(got[0], stats.ErrStillTaking) || !strings.Contains(got[0].Error(), b.deadFile()) {
+		t.Errorf("reported %v", got)
+	}
+	batch := b.claim(b.lanes()[0], all)
+	if _, err := b.Settle(t.Context(), batch, []stats.Verdict{dead}, all, nil); !errors.Is(err, stats.ErrStillTaking) {
+		t.Errorf("settled, with the dead letter nowhere: %v", err)
+	}
+	if err := errors.Join(os.Remove(b.deadFile()), os.Rename(aside, b.deadFile())); err != nil {
+		t.Fatal(err)
+	}
+	b.settle(batch, all, dead)
+	if got := events(b.letters()); fmt.Sprint(got) != `[1 2]` || b.Stats().DeadEvents != 2 {
+		t.Error(got, b.Stats())
+	}
+	if got := b.reports.list(); len(got) != 2 || got[1] != nil {
+		t.Errorf("reported %v", got)
 	}
 }

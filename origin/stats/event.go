@@ -61,6 +61,9 @@ type Verdict struct {
 	Fate Fate
 	// Code and Message say why an event is dead, in the collector's words.
 	Code, Message string
+	// Whole says that the event is dead because the request was refused as a whole, see [Failure]: that may be a wrong
+	// address.
+	Whole bool
 }
 
 // BatchLimits bound a batch. A single event may be larger than Bytes. A batch never has more than 256 events.

@@ -2,6 +2,8 @@ package stats
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -49,8 +51,9 @@ type Forwarder struct {
 	running     int // workers
 	closed      bool
 	accepted    uint64 // batches that the collector took
-	refusals    int    // events refused since it took one
-	shrunk      int    // bytes of a batch, until shrunkUntil
+	refusals    int    // events refused with their request as a whole, since it said anything else of one
+	idle        idleness
+	shrunk      int // bytes of a batch, until shrunkUntil
 	shrunkUntil time.Time
 	counts      forwardCounts
 }
@@ -70,10 +73,10 @@ type ForwarderStats struct {
 	// halves), "refused" (a single event, or too many events in a row).
 	Requests map[string]uint64
 
-	// Failing says why nothing can be delivered; nil: it works, as far as anyone knows.
+	// Failing says why nothing is delivered; nil: it works, as far as anyone knows.
 	Failing error
 	Since   time.Time // when it began to fail
-	Until   time.Time // when the next request tries whether it works again
+	Until   time.Time // when the next request tries whether it works again; zero where each does, as the collector answers
 	// WaitingApps are the apps that the collector does not take for now, HeldDevices the devices.
 	WaitingApps, HeldDevices int
 }
@@ -280,16 +283,45 @@ func (f *Forwarder) conclude(l *laneTurn, b *Batch, verdicts []Verdict, err erro
 	}
 }
 
-// settle ends a batch, and gives the next one. An answer that is here is noted, whether Close cuts requests off or not.
+// settle ends a batch, and gives the next one. An answer that is here is noted, whether Close cuts requests off or not. Dead
+// letters that cannot be written hold neither a worker nor the rest of the batch.
 func (f *Forwarder) settle(l *laneTurn, b *Batch, verdicts []Verdict) (next *Batch, ok bool) {
 	limits, alone := f.limitsOf(l)
-	next, ok = f.persist(func() (*Batch, error) {
+	ask := func() (*Batch, error) {
 		return f.spool.Settle(context.WithoutCancel(f.ctx), b, verdicts, limits, l.isHeld(l.claimed))
+	}
+	next, ok = f.persist(func() (*Batch, error) {
+		next, err := ask()
+		if errors.Is(err, ErrStillTaking) {
+			verdicts = f.keepDead(l, verdicts)
+			next, err = ask()
+		}
+		return next, err
 	})
 	if ok && alone {
 		f.forgetAbsent(l, next)
 	}
 	return next, ok
+}
+
+// keepDead leaves the dead of a batch in the spool, and has their lane rest, as they are sent and refused again after it.
+func (f *Forwarder) keepDead(l *laneTurn, verdicts []Verdict) []Verdict {
+	kept := slices.Clone(verdicts)
+	n := uint64(0)
+	for i := range kept {
+		if kept[i].Fate == Dead {
+			kept[i].Fate = Keep
+			n++
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.counts.dead -= n
+	f.counts.retried += n
+	whole, _ := wholeRefusals(verdicts)
+	f.refusals -= min(whole, f.refusals)
+	l.rest = time.Now().Add(laneRest)
+	return kept
 }
 
 // limitsOf are those of the next batch of a lane. It marks the time the spool is asked.
@@ -345,7 +377,7 @@ func (f *Forwarder) tell() {
 	f.telling.Lock()
 	defer f.telling.Unlock()
 	f.mu.Lock()
-	failure := f.turns.collector.failure
+	failure, _ := f.failureLocked()
 	f.mu.Unlock()
 	switch {
 	case failure == nil && f.told != "":
@@ -361,16 +393,15 @@ func (f *Forwarder) tell() {
 func (f *Forwarder) Stats() ForwarderStats {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	c, g := &f.counts, &f.turns.collector
+	c := &f.counts
 	s := ForwarderStats{
 		Delivered: c.delivered, Retried: c.retried, Dead: c.dead, Batches: c.batches,
 		Requests:    map[string]uint64{"ok": c.ok, "retry": c.retry, "split": c.split, "refused": c.refused},
-		Since:       g.since,
-		Until:       g.until,
+		Until:       f.turns.collector.until,
 		HeldDevices: f.turns.held,
 	}
-	if g.failure != nil { // a nil *Failure is no nil error
-		s.Failing = g.failure
+	if failure, since := f.failureLocked(); failure != nil { // a nil *Failure is no nil error
+		s.Failing, s.Since = failure, since
 	}
 	for _, a := range f.turns.apps {
 		if a.gate.closed() {

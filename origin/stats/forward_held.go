@@ -13,8 +13,9 @@ const (
 	maxHeld  = 10_000
 	laneRest = time.Minute
 	// An event that fails so often, for at least so long, is dead: a poisoned one would live for ever otherwise. Both are
-	// asked, so that neither an outage of a night nor a burst of tries kills it. The count is kept in memory; a restart
-	// begins it anew.
+	// asked, so that neither an outage of a night nor a burst of tries kills it. A try counts only if the collector took
+	// anything since the one before, or with it: while it takes nothing at all, the event is not to blame. The count is kept in
+	// memory; a restart begins it anew.
 	wornOutTries = 50
 	wornOutAfter = 24 * time.Hour
 	// heldMemory is how long a device is remembered that could be sent again but does not show up: the spool has dropped
@@ -29,10 +30,9 @@ type heldDevice struct {
 	since   time.Time // of the first try that is counted
 	tries   int
 	through uint64 // the tries were for its events up to this one
-	// alone says that the collector fails as a whole on the event, so that it is sent in a batch of its own; accepted is
-	// how many batches the collector had taken when it last did.
+	// alone says that the collector fails as a whole on the event, so that it is sent in a batch of its own.
 	alone    bool
-	accepted uint64
+	accepted uint64 // batches that the collector had taken at the last try, with that one
 }
 
 // isHeld answers what the spool asks when it claims a batch. It is a copy: a spool that is asked until Close gives up waiting
@@ -108,9 +108,12 @@ func (t *turns) hold(l *laneTurn, b *Batch, verdicts []Verdict, alone bool, acce
 		if first, last := b.Events[events[0]].Seq, b.Events[events[len(events)-1]].Seq; h.tries == 0 || first > h.through { // of other events
 			*h = heldDevice{backoff: newBackoff(maxWait), since: now, through: last}
 		}
-		h.tries++
-		h.until, h.alone, h.accepted = sharedTime(now.Add(h.backoff.NextBackOff()), now), alone, accepted
-		if h.tries < wornOutTries || now.Sub(h.since) < wornOutAfter {
+		counts := h.tries == 0 || accepted > h.accepted
+		if counts {
+			h.tries++
+		}
+		h.until, h.alone, h.accepted = t.sharedTime(now.Add(h.backoff.NextBackOff()), now), alone, accepted
+		if !counts || h.tries < wornOutTries || now.Sub(h.since) < wornOutAfter {
 			continue
 		}
 		left := false
@@ -127,13 +130,14 @@ func (t *turns) hold(l *laneTurn, b *Batch, verdicts []Verdict, alone bool, acce
 	}
 }
 
-// sharedTime rounds a time up, so that the devices of a lane that wait share batches.
-func sharedTime(t, now time.Time) time.Time {
+// sharedTime rounds a time up, so that the devices of a lane that wait share batches. It does so on the monotonic clock, where
+// Truncate would leave the wall clock alone, which may be set back.
+func (t *turns) sharedTime(until, now time.Time) time.Time {
 	grid := time.Second
-	if t.Sub(now) > 10*grid {
+	if until.Sub(now) > 10*grid {
 		grid *= 10
 	}
-	return t.Add(grid - 1).Truncate(grid)
+	return t.began.Add((until.Sub(t.began) + grid - 1).Truncate(grid))
 }
 
 // holdDevice gives what is known of a device; nil if no more can be remembered.

@@ -9,8 +9,9 @@ import (
 const (
 	// suspectAfter is how often a batch has the collector fail, with others taken in between, until it is taken for the cause.
 	suspectAfter = 3
-	// maxRefusals is how many events are refused in a row, none taken in between, until each further one closes the gate. So
-	// a collector that refuses everything for an hour, by a mistake of its own, costs some events and not the whole spool.
+	// maxRefusals is how many events are refused in a row, each with its request as a whole, until each further one closes the
+	// gate. So a wrong address, or a collector that refuses everything for an hour, costs some events and not the whole
+	// spool. What a collector says of an event, under a status 2xx, is none of it: made-up events would close the gate.
 	maxRefusals = 100
 	// minShrunk bounds from below, in bytes, what a collector's 413 teaches; shrunkFor is how long that is remembered.
 	minShrunk = 4 << 10
@@ -81,6 +82,11 @@ func (f *Forwarder) judgeLocked(l *laneTurn, b *Batch, verdicts []Verdict, failu
 		f.counts.retried += uint64(n)
 		return stepLeave, nil
 	}
+	f.idle.note(verdicts, failure, now)
+	if count(verdicts, Delivered) > 0 {
+		f.accepted++
+		l.app.accepted++
+	}
 	f.turns.hold(l, b, verdicts, alone, f.accepted, now)
 	f.tallyLocked(l, verdicts)
 	return stepSettle, verdicts
@@ -96,9 +102,12 @@ func (f *Forwarder) gatesLocked(l *laneTurn, verdicts []Verdict, failure *Failur
 			t.fail(&t.collector, l.collectorPass, refusal, now)
 			break
 		}
-		if n := count(verdicts, Dead); n == len(verdicts) && n == 1 {
+		switch {
+		case len(verdicts) == 1 && verdicts[0].Fate == Dead:
 			f.counts.refused++
-		} else {
+		case count(verdicts, Keep) == len(verdicts):
+			f.counts.retry++
+		default:
 			f.counts.ok++
 		}
 		t.succeed(&t.collector, l.collectorPass)
@@ -125,7 +134,7 @@ func (f *Forwarder) refusedLocked(l *laneTurn, b *Batch, failure *Failure, now t
 		f.shrunk, f.shrunkUntil = max(size/2, minShrunk), now.Add(shrunkFor)
 	}
 	t := &f.turns
-	if f.refusals >= maxRefusals {
+	if failure.Whole && f.refusals >= maxRefusals {
 		t.fail(&t.collector, l.collectorPass, tooManyRefusals(failure.Code), now)
 	} else {
 		t.succeed(&t.collector, l.collectorPass)
@@ -136,24 +145,27 @@ func (f *Forwarder) refusedLocked(l *laneTurn, b *Batch, failure *Failure, now t
 
 // refusesAll is a failure when these verdicts are refusals, and too many in a row.
 func (f *Forwarder) refusesAll(verdicts []Verdict) *Failure {
-	dead := count(verdicts, Dead)
-	if count(verdicts, Delivered) > 0 || dead == 0 {
-		return nil // tallyLocked begins to count anew
+	whole, code := wholeRefusals(verdicts)
+	if whole == 0 || f.refusals+whole <= maxRefusals || whole+count(verdicts, Keep) < len(verdicts) {
+		return nil // with others among them tallyLocked begins to count anew
 	}
-	if f.refusals+dead <= maxRefusals {
-		return nil
-	}
-	for _, v := range verdicts {
-		if v.Fate == Dead {
-			return tooManyRefusals(v.Code)
+	return tooManyRefusals(code)
+}
+
+// wholeRefusals counts the events that were refused with their request, and gives the code of the last.
+func wholeRefusals(verdicts []Verdict) (n int, code string) {
+	for i := range verdicts {
+		if v := &verdicts[i]; v.Whole && v.Fate == Dead {
+			n, code = n+1, v.Code
 		}
 	}
-	return nil
+	return n, code
 }
 
 func tooManyRefusals(code string) *Failure {
-	return &Failure{Code: "refuses_all", Err: fmt.Errorf("the collector has refused more than %d events in a row and taken none "+
-		"(last code %s); delivery goes on slowly. See the dead letters for what it says, correct it or its address, then replay them",
+	return &Failure{Code: "refuses_all", Err: fmt.Errorf("the collector has refused more than %d events in a row, each with its "+
+		"request as a whole (last code %s); delivery goes on slowly. See the dead letters for what it says, correct it or its "+
+		"address, then replay them",
 		maxRefusals, code)}
 }
 
@@ -188,11 +200,10 @@ func (f *Forwarder) tallyLocked(l *laneTurn, verdicts []Verdict) {
 	f.counts.delivered += uint64(delivered)
 	f.counts.dead += uint64(dead)
 	f.counts.retried += uint64(len(verdicts) - delivered - dead)
-	f.refusals += dead
-	if delivered > 0 {
+	if whole, _ := wholeRefusals(verdicts); delivered+dead > whole {
 		f.refusals = 0
-		f.accepted++
-		l.app.accepted++
+	} else {
+		f.refusals += whole
 	}
 	if delivered+dead > 0 {
 		l.suspicion = suspicion{}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -327,7 +329,7 @@ func TestPoison(t *testing.T) {
 	})
 }
 
-// TestWornOut: an event that is never processed is dead after many tries and a day, not earlier.
+// TestWornOut: an event that is never processed, while others are, is dead after many tries and a day, not earlier.
 func TestWornOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, func(a arrival) reply {
@@ -339,11 +341,18 @@ func TestWornOut(t *testing.T) {
 			})
 		})
 		s.add("d1 d2 d3 e4")
-		s.pass(23 * time.Hour)
+		pass := func(d time.Duration) {
+			for range d / (10 * time.Minute) { // others come
+				s.n++
+				s.add(fmt.Sprintf("f%d", s.n))
+				s.pass(10 * time.Minute)
+			}
+		}
+		pass(23 * time.Hour)
 		if got := s.dead(); len(got) > 0 || s.forwarder.Stats().HeldDevices != 1 {
 			t.Errorf("dead within a day: %q", got)
 		}
-		s.pass(2 * time.Hour)
+		pass(2 * time.Hour)
 		if got := s.dead(); !slices.Equal(got, []string{"d1:processing_error", "d2:processing_error"}) {
 			t.Errorf("dead are %q", got)
 		}
@@ -352,6 +361,54 @@ func TestWornOut(t *testing.T) {
 		}
 		checkOrder(t, s.seen())
 	})
+}
+
+// TestProcessesNothing: a collector that answers, and can process nothing for more than a day, is reported and costs no event.
+func TestProcessesNothing(t *testing.T) {
+	tests := []struct {
+		name   string
+		answer func(arrival) reply
+	}{
+		{"errors for items", func(a arrival) reply { return itemErrors(a, func(event) string { return "processing_error" }) }},
+		{"an error for the batch", func(arrival) reply { return refusal(200, "processing_error") }},
+		{"some are refused all the same", func(a arrival) reply {
+			return itemErrors(a, func(e event) string {
+				if e.N%7 == 0 {
+					return "semver_error"
+				}
+				return "unknown_error"
+			})
+		}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, test.answer)
+				for hour := range 30 {
+					s.add(fmt.Sprintf("d%d e%d", 2*hour+1, 2*hour+2))
+					s.pass(time.Hour)
+				}
+				st := s.forwarder.Stats()
+				if got := s.reported(); !strings.HasPrefix(got, "the collector answers, and has processed no event of the last 20 batches") {
+					t.Errorf("reported %q", got)
+				}
+				if st.Failing == nil || st.Since.Sub(s.began) > 2*time.Hour || !st.Until.IsZero() || st.Requests["retry"] < 100 {
+					t.Errorf("%+v", st)
+				}
+				for _, letter := range s.dead() {
+					if !strings.HasSuffix(letter, ":semver_error") {
+						t.Errorf("%s is dead", letter)
+					}
+				}
+				s.now(func(arrival) reply { return ok })
+				s.pass(time.Hour)
+				if left := s.spool.Stats().Events; left > 0 || s.forwarder.Stats().Failing != nil || !strings.HasSuffix(s.reported(), "| works") {
+					t.Errorf("%d events are left, %q", left, s.reported())
+				}
+				checkOrder(t, s.seen())
+			})
+		})
+	}
 }
 
 // TestTooLarge: what a 413 teaches is remembered for a day.
@@ -416,12 +473,18 @@ func TestManyHeldDevices(t *testing.T) {
 	})
 }
 
-// TestRefusesEverything: a collector that by mistake refuses all for an hour costs a bounded number of events.
+// TestRefusesEverything: a collector that by mistake, or at a wrong address, refuses all for an hour costs a bounded number of
+// events.
 func TestRefusesEverything(t *testing.T) {
+	t.Run("with a status", func(t *testing.T) { testRefusesEverything(t, reply{status: 400}) })
+	t.Run("with an error that is about no event", func(t *testing.T) { testRefusesEverything(t, refusal(200, "invalid_request")) })
+}
+
+func testRefusesEverything(t *testing.T, no reply) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, func(a arrival) reply {
 			if a.at < time.Hour {
-				return reply{status: 400}
+				return no
 			}
 			return ok
 		})
@@ -440,6 +503,110 @@ func TestRefusesEverything(t *testing.T) {
 		}
 		checkOrder(t, s.seen())
 		t.Logf("%d requests, %d of 5000 dead", len(s.seen()), dead)
+	})
+}
+
+// TestRefusedEvents: a collector that says of each event what is wrong with it works, however many there are. Anyone can make
+// such events up.
+func TestRefusedEvents(t *testing.T) {
+	tests := []struct {
+		name    string
+		objects bool
+		refuse  func(a arrival) reply
+	}{
+		{"version_not_found of each", false, func(a arrival) reply {
+			return itemErrors(a, func(event) string { return "version_not_found" })
+		}},
+		{"a code of its own of each", false, func(a arrival) reply { return itemErrors(a, func(event) string { return "too_old" }) }},
+		{"mixed_app_ids, in the end semver_error", false, func(a arrival) reply {
+			if len(a.events) > 1 {
+				return refusal(200, "mixed_app_ids")
+			}
+			return itemErrors(a, func(event) string { return "semver_error" })
+		}},
+		{"invalid_app_id for the batch", false, func(arrival) reply { return refusal(200, "invalid_app_id") }},
+		{"version_not_found of single events", true, func(arrival) reply { return refusal(200, "version_not_found") }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, func(a arrival) reply {
+					if a.app == "a" {
+						return ok
+					}
+					return test.refuse(a)
+				})
+				s.objectForm = test.objects
+				s.forwarder.Use(s.collector("second"))
+				var made []event
+				for n := range 250 {
+					made = append(made, event{App: "x", Device: fmt.Sprint("made up ", n), N: n})
+				}
+				s.addEvents(made...)
+				s.pass(0)
+				s.add("d1")
+				s.pass(0)
+				if got := taken(s.seen()); !slices.Contains(got, "ad1") || s.reported() != "" || s.forwarder.Stats().Failing != nil {
+					t.Errorf("the real event waits: %s", s.reported())
+				}
+				if dead := len(s.dead()); dead != len(made) {
+					t.Errorf("%d are dead", dead)
+				}
+			})
+		})
+	}
+}
+
+// TestDeadLettersUnwritable: dead letters that cannot be written hold nothing else up, are reported, and are written later.
+func TestDeadLettersUnwritable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, func(a arrival) reply {
+			return itemErrors(a, func(e event) string {
+				if e.App == "bad" && e.N%2 == 1 {
+					return "version_not_found"
+				}
+				return ""
+			})
+		})
+		s.stop()
+		var reports reports
+		s.options.Report = reports.add
+		s.startWith(2)
+		file := filepath.Join(filepath.Dir(s.options.Path), "spool.dead.jsonl")
+		if err := os.Mkdir(file, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		const bad = 40
+		for n := range bad { // in all lanes
+			s.addEvents(event{App: "bad", Device: fmt.Sprint("device", n), N: n})
+		}
+		s.pass(0)
+		s.addTo("good", "d1")
+		s.pass(0)
+		if got := taken(s.seen()); !slices.Contains(got, "goodd1") {
+			t.Error("the events of another app wait")
+		}
+		s.pass(time.Hour)
+		if got := reports.list(); len(got) != 1 || !errors.Is(got[0], stats.ErrStillTaking) || !strings.Contains(got[0].Error(), file) {
+			t.Errorf("reported %v", got)
+		}
+		st := s.forwarder.Stats()
+		if left := s.spool.Stats().Events; left != bad/2 || st.Dead != 0 || st.Delivered != bad/2+1 {
+			t.Errorf("%d events are left, %+v", left, st)
+		}
+		if n := len(s.seen()); n > 10*60 {
+			t.Errorf("%d requests in an hour", n)
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(2 * time.Minute)
+		if got := reports.list(); len(got) != 2 || got[1] != nil {
+			t.Errorf("reported %v", got)
+		}
+		if left, dead := s.spool.Stats().Events, len(s.dead()); left != 0 || dead != bad/2 || s.forwarder.Stats().Dead != bad/2 {
+			t.Errorf("%d events are left, %d are dead, %+v", left, dead, s.forwarder.Stats())
+		}
 	})
 }
 

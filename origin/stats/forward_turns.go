@@ -10,6 +10,7 @@ import (
 // turns says whose turn it is: apps one after another, and within an app its lanes. It knows only lanes that have events, and
 // is guarded by the forwarder's mutex.
 type turns struct {
+	began     time.Time // what shared times are counted from
 	collector gate
 	apps      map[uint64]*appTurn
 	lanes     map[Lane]*laneTurn
@@ -20,7 +21,7 @@ type turns struct {
 }
 
 func newTurns() turns {
-	return turns{collector: gate{longest: maxWait}, apps: map[uint64]*appTurn{}, lanes: map[Lane]*laneTurn{}, maxHeld: maxHeld}
+	return turns{began: time.Now(), collector: gate{longest: maxWait}, apps: map[uint64]*appTurn{}, lanes: map[Lane]*laneTurn{}, maxHeld: maxHeld}
 }
 
 // appTurn is an app with events.

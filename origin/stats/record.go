@@ -131,7 +131,7 @@ func recordSize(key, value []byte) int64 { return int64(len(key) + len(value) + 
 
 // claim is a batch that is on its way.
 type claim struct {
-	number uint64
+	number uint64   // at random
 	seqs   []uint64 // ascending
 }
 
@@ -209,7 +209,6 @@ type state struct {
 	instance uint64
 	apps     uint64 // number of the last app
 	events   uint64 // seq of the last event
-	batches  uint64 // number of the last batch
 	dropped  [len(reasons)]uint64
 }
 
@@ -220,7 +219,7 @@ func encodeState(key []byte, s *state) []byte {
 	value := make([]byte, crcLen, 64)
 	value = append(value, spoolFormat)
 	value = binary.BigEndian.AppendUint64(value, s.instance)
-	for _, n := range []uint64{s.apps, s.events, s.batches} {
+	for _, n := range []uint64{s.apps, s.events, 0} { // the last one counted batches
 		value = binary.AppendUvarint(value, n)
 	}
 	for _, n := range s.dropped {
@@ -241,7 +240,8 @@ func decodeState(key, value []byte) (state, error) {
 		return state{}, errRecord
 	}
 	r := fields{rest: body[1+8:]}
-	s := state{instance: binary.BigEndian.Uint64(body[1:]), apps: r.uvarint(), events: r.uvarint(), batches: r.uvarint()}
+	s := state{instance: binary.BigEndian.Uint64(body[1:]), apps: r.uvarint(), events: r.uvarint()}
+	r.uvarint() // counted batches
 	for i := range s.dropped {
 		s.dropped[i] = r.uvarint()
 	}

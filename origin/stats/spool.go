@@ -24,6 +24,9 @@ var (
 	ErrClosed = errors.New("the spool is closed")
 	// ErrLocked says that another process has the file open.
 	ErrLocked = errors.New("another process uses the file; give each a storage directory of its own")
+	// ErrStillTaking says that what is reported keeps no event from being taken: dead letters that cannot be written, a file
+	// that cannot be made smaller.
+	ErrStillTaking = errors.New("events are taken nonetheless")
 	// ErrFormat says that the file was written by a newer release.
 	ErrFormat = errors.New("the file was written by a newer release; use that one, or move the file away, with the events in it")
 )
@@ -40,8 +43,9 @@ type SpoolOptions struct {
 	MinFree int64
 	// DeadBytes bounds the dead letters. Default: 64 MiB.
 	DeadBytes int64
-	// Report is told when the disk fails or the file was found damaged, and with nil when it works again. It must not block,
-	// nor call the spool. Nil: nobody is told.
+	// Report is told when the disk fails or the file was found damaged, and with nil when it works again. An error that is
+	// [ErrStillTaking] is a lesser one: events are taken, and delivered. It is called by one goroutine at a time, and must not
+	// block, nor call the spool. Nil: nobody is told.
 	Report func(error)
 }
 
@@ -74,7 +78,7 @@ var reasons = [...]string{
 // Spool is a queue of events on disk.
 type Spool struct {
 	path    string
-	report  func(error)
+	faults  *faults
 	dead    *letters
 	done    chan struct{} // closed when the committer has ended
 	wake    chan struct{} // holds one token when the committer has something to do
@@ -82,7 +86,6 @@ type Spool struct {
 
 	// Of the committer.
 	store     *store    // nil while the file cannot be opened
-	failing   bool      // what report was told last
 	repairs   int       // times that the file was found damaged lately
 	repaired  time.Time // the last time
 	compacted time.Time // when it failed last
@@ -96,7 +99,7 @@ type Spool struct {
 	tuning   tuning
 	queue    []*request
 	queued   int         // bytes
-	offered  int         // bytes, of queued
+	offered  int         // bytes that were offered and are not on disk, those of the transaction that runs included
 	timer    *time.Timer // ends the wait of what was offered; nil: nothing waits
 	overflow uint64      // events that were offered and found no room, since the file was begun
 	watcher  func(Lane)
@@ -120,7 +123,7 @@ type SpoolStats struct {
 }
 
 // OpenSpool opens the spool at o.Path, or begins one. A file that is damaged is set aside, its name ending in .damaged and a
-// time, and what can be read of it goes into a new one; Report is told.
+// time, and what can be read of it goes into a new one; Report is told. So it is of dead letters that cannot be read.
 func OpenSpool(o SpoolOptions) (*Spool, error) {
 	if o.MaxBytes == 0 {
 		o.MaxBytes = defaultMaxBytes
@@ -135,12 +138,12 @@ func OpenSpool(o SpoolOptions) (*Spool, error) {
 		o.Report = func(error) {}
 	}
 	dead, err := openLetters(strings.TrimSuffix(o.Path, filepath.Ext(o.Path)), o.DeadBytes)
-	if err != nil {
-		return nil, err
-	}
 	s := &Spool{
-		path: o.Path, report: o.Report, dead: dead, tuning: tuning{o.MaxBytes, o.MinFree}, disk: diskSpace{free: o.Free},
+		path: o.Path, faults: newFaults(o.Report), dead: dead, tuning: tuning{o.MaxBytes, o.MinFree}, disk: diskSpace{free: o.Free},
 		done: make(chan struct{}), wake: make(chan struct{}, 1), closing: make(chan struct{}),
+	}
+	if err != nil { // the file stays where it is; events that die stay in the spool meanwhile, as nothing is added to it
+		s.faults.set(faultLetters, stillTaking(fmt.Errorf("%w; correct it, or move the file away with the letters in it", err)))
 	}
 	opened := make(chan error)
 	go s.run(opened)
@@ -159,8 +162,9 @@ func (s *Spool) Retune(maxBytes, minFree int64) {
 	s.poke()
 }
 
-// maxEvent bounds the data of one event, so that it pushes out a small part of the others at most.
-func maxEvent(maxBytes int64) int { return int(min(maxBytes/8, maxEventLen)) }
+// MaxEvent is how many bytes of data one event may have in a spool of maxBytes, so that it pushes out a small part of the
+// others at most.
+func MaxEvent(maxBytes int64) int { return int(min(max(maxBytes, minMaxBytes)/8, maxEventLen)) }
 
 const maxAppID = 512 // bytes
 
@@ -176,7 +180,7 @@ func (s *Spool) Append(ctx context.Context, events ...Event) error {
 
 func (s *Spool) entries(events []Event) ([]entry, error) {
 	s.mu.Lock()
-	most := maxEvent(s.tuning.maxBytes)
+	most := MaxEvent(s.tuning.maxBytes)
 	s.mu.Unlock()
 	now := time.Now()
 	entries := make([]entry, len(events))
@@ -241,13 +245,14 @@ func (s *Spool) Claim(ctx context.Context, l Lane, limits BatchLimits, held func
 }
 
 // Settle ends a batch, with one verdict for each of its events, and claims the lane's next one in the same commit. The dead
-// are in the dead-letter file before that. After an error it can be called again with the same batch.
+// are in the dead-letter file before that; where they cannot be written, nothing is settled, and the error is [ErrStillTaking].
+// After an error it can be called again with the same batch.
 func (s *Spool) Settle(ctx context.Context, b *Batch, verdicts []Verdict, limits BatchLimits, held func(device uint64) bool) (*Batch, error) {
 	if len(verdicts) != len(b.Events) {
 		return nil, fmt.Errorf("settle batch %s: %d verdicts for %d events", b.Key, len(verdicts), len(b.Events))
 	}
-	if err := s.dead.bury(b, verdicts); err != nil {
-		return nil, fmt.Errorf("write dead letters: %w", err)
+	if err := s.bury(b, verdicts); err != nil {
+		return nil, err
 	}
 	c := conditions{limits: BatchLimits{Events: min(max(limits.Events, 1), maxBatch), Bytes: max(limits.Bytes, 1)}, held: held}
 	var next *Batch
@@ -262,6 +267,19 @@ func (s *Spool) Settle(ctx context.Context, b *Batch, verdicts []Verdict, limits
 		return s.Claim(ctx, b.Lane, limits, held)
 	}
 	return next, err
+}
+
+// bury writes the dead letters of a batch, and tells whether that works.
+func (s *Spool) bury(b *Batch, verdicts []Verdict) error {
+	n, err := s.dead.bury(b, verdicts)
+	switch {
+	case err != nil:
+		err = stillTaking(fmt.Errorf("write dead letters, which stay in the spool and are tried again every minute: %w", err))
+		s.faults.set(faultLetters, err)
+	case n > 0:
+		s.faults.set(faultLetters, nil)
+	}
+	return err
 }
 
 // Split puts two batches in place of one of several events, each half of it with a key of its own. It returns the first;
@@ -294,6 +312,9 @@ func (s *Spool) Stats() SpoolStats {
 	maps.Copy(dropped, st.Dropped)
 	dropped[reasons[reasonOfferedOverflow]] = s.overflow
 	s.mu.Unlock()
+	if now := time.Now(); st.Oldest.After(now) { // the clock was set back
+		st.Oldest = now
+	}
 	st.Dropped = dropped
 	s.dead.addTo(&st)
 	if info, err := os.Stat(s.path); err == nil {

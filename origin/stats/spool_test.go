@@ -1,11 +1,15 @@
 package stats_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -122,6 +126,43 @@ func TestSplit(t *testing.T) {
 	}
 	if none, err := b.Split(t.Context(), whole); err != nil || none != nil {
 		t.Errorf("a batch that is gone is split into %v, %v", none, err)
+	}
+}
+
+// TestRestoredCopy: a spool that is put back from a copy gives other events no keys that were used since, and their dead
+// letters other ids.
+func TestRestoredCopy(t *testing.T) {
+	b := newBox(t, stats.SpoolOptions{})
+	b.add("a", "d", `0`)
+	b.close()
+	copied, err := os.ReadFile(b.options.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]string{} // events by key
+	for _, name := range []string{`1`, `2`} {
+		if err := os.WriteFile(b.options.Path, copied, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		b.open()
+		b.add("a", "d", name, name)
+		b.settle(b.claim(b.lanes()[0], stats.BatchLimits{Events: 1, Bytes: mib}), all) // those of the copy
+		whole := b.claim(b.lanes()[0], all)
+		first, err := b.Split(t.Context(), whole)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, batch := range []*stats.Batch{whole, first, b.settle(first, all, dead)} {
+			if was := used[batch.Key]; was != "" {
+				t.Errorf("key %s of %s again, for %v", batch.Key, was, texts(batch))
+			}
+			used[batch.Key] = name
+		}
+		b.close()
+	}
+	b.open()
+	if got := events(b.letters()); fmt.Sprint(got) != `[1 2]` { // one whose id was known would be passed over
+		t.Errorf("dead letters %v", got)
 	}
 }
 
@@ -267,6 +308,41 @@ func TestOffered(t *testing.T) {
 		}
 		b.close()
 	})
+}
+
+// TestOfferedBound has the disk take nothing while others append without end: what is offered does not pile up in memory.
+func TestOfferedBound(t *testing.T) {
+	var left atomic.Int64
+	b := newBox(t, stats.SpoolOptions{MaxBytes: 64 * mib, MinFree: 1, Free: func() (int64, error) { return left.Load(), nil }})
+	event := stats.Event{App: "a", Device: "d", Confirmed: true, Data: make([]byte, 4*kib)}
+	ctx, stop := context.WithCancel(t.Context())
+	var work sync.WaitGroup
+	for range 8 {
+		work.Go(func() {
+			for ctx.Err() == nil {
+				_ = b.Append(ctx, event) // ErrNoSpace
+			}
+		})
+	}
+	taken := 0
+	for range 20_000 {
+		if b.Offer(event) {
+			taken++
+		}
+		runtime.Gosched()
+	}
+	if waiting := taken - int(b.Stats().Events); waiting > 4*mib/len(event.Data) {
+		t.Errorf("%d events of %d bytes wait", waiting, len(event.Data))
+	}
+	stop()
+	work.Wait()
+	left.Store(mib) // there is space, and a second later the events are on disk
+	for began := time.Now(); b.Stats().Events < int64(taken) && time.Since(began) < 10*time.Second; {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if got := b.Stats().Events; got < int64(taken) || !b.Offer(event) {
+		t.Errorf("%d of %d events are on disk", got, taken)
+	}
 }
 
 func TestRefusals(t *testing.T) {

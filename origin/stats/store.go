@@ -288,7 +288,6 @@ func (s *store) findHeads() {
 		if a == nil {
 			continue
 		}
-		s.apps.lookAgain(a)
 		prefix := l.key()
 		key, value := c.Seek(prefix)
 		if !bytes.HasPrefix(key, prefix) {
@@ -296,6 +295,7 @@ func (s *store) findHeads() {
 		} else if h, err := decodeHead(key, value); err == nil {
 			a.oldest[l.n] = h.time.UnixMilli()
 		}
+		s.apps.lookAgain(a)
 	}
 }
 
