@@ -23,7 +23,7 @@ type Importer struct {
 
 	channelAt map[int64]*importedChannel
 	versionAt map[int64]*importedVersion
-	deviceAt  map[string]int // index in devices
+	deviceAt  map[string]int // index in devices, by deviceDigest
 
 	notes []string
 }
@@ -208,11 +208,12 @@ func (m *Importer) AddDevice(row []byte) error {
 		return nil
 	}
 	override := importedDevice{lowerHex(device.ID), *device.Channel}
-	if at, twice := m.deviceAt[override.id]; twice {
+	digest := deviceDigest(override.id)
+	if at, twice := m.deviceAt[digest]; twice {
 		m.devices[at] = override
 		return nil
 	}
-	m.deviceAt[override.id] = len(m.devices)
+	m.deviceAt[digest] = len(m.devices)
 	m.devices = append(m.devices, override)
 	return nil
 }

@@ -123,6 +123,7 @@ func TestImportLearns(t *testing.T) {
 	}
 
 	m = importer(t, two, apiBundles, apiDevices[:1])
+	again := importer(t, two, apiBundles, apiDevices[:1])
 	forced := func(check []byte) string {
 		return strings.Replace(string(check), "bbbbbbbb-0000", "aaaaaaaa-0000", 1) // is in beta, whatever it asks for
 	}
@@ -141,8 +142,15 @@ func TestImportLearns(t *testing.T) {
 		if err := m.Observe([]byte(o.request), []byte(o.answer)); err != nil {
 			t.Fatal(err)
 		}
+		request, answer := observed(t, o.request, o.answer)
+		if err := again.Observe(request, answer); err != nil {
+			t.Fatal(err)
+		}
 	}
 	doc, _, err := m.Document()
+	if same, _, _ := again.Document(); string(same) != string(doc) {
+		t.Errorf("observations tell %s, and the answers themselves %s", same, doc)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,6 +178,36 @@ func TestImportLearns(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got.Versions[0].Files); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestImportKeys: a key is the text in the address. The first two are as the official upload tool makes them, and as the official
+// server answers them (protocol 3.1; vector bundle.manifest-legacy-encoded-name).
+func TestImportKeys(t *testing.T) {
+	const delta = "orgs/o/apps/com.demo.app/delta/"
+	for _, tt := range []struct{ name, path, want string }{
+		{"escaped by the upload tool", delta + "h_img/a%20b%2Bc.png", delta + "h_img/a%20b%2Bc.png"},
+		{"of another name", delta + "h_js/%C3%A9t%C3%A9.js", delta + "h_js/%C3%A9t%C3%A9.js"},
+		{"not escaped", delta + "h_100%.txt", delta + "h_100%.txt"},
+		{"no key may be so", delta + "../h.js", ""},
+		{"stand-in of an edge", "ext/com.demo.app/00", ""},
+		{"stand-in of an edge, in escapes", "%65xt/com.demo.app/00", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := importer(t, apiChannels[1:2], apiBundles, nil)
+			answer := `{"version":"1.1.0","url":"https://404.capgo.app/no.zip","manifest":[
+				{"file_name":"a","file_hash":"h","download_url":"https://up.test/f/files/read/attachments/` + tt.path + `?key=2"}]}`
+			if err := m.Observe(learnedCheck("ios", "beta", "0.1.0"), []byte(answer)); err != nil {
+				t.Fatal(err)
+			}
+			doc, _, err := m.Document()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if has := strings.Contains(string(doc), `"s3_path"`); has != (tt.want != "") || has && !strings.Contains(string(doc), `"s3_path":"`+tt.want+`"`) {
+				t.Errorf("%s", doc)
+			}
+		})
 	}
 }
 

@@ -1,30 +1,27 @@
 package resolver
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
-	"net/url"
-	"strconv"
 	"strings"
 )
 
-// Observe takes a check and the answer that the server gave to it, from the least recent to the most recent. It tells delta
-// lists, and often which platforms a channel serves. All channels, bundles and devices must have been added.
+// Observe takes a check and the answer that the server gave to it, or the two parts of an Observation, from the least recent to
+// the most recent. It tells delta lists, and often which platforms a channel serves. All channels, bundles and devices must have
+// been added.
 func (m *Importer) Observe(request, answer []byte) error {
-	var check observedCheck
-	var got observedAnswer
-	if err := errors.Join(json.Unmarshal(request, &check), json.Unmarshal(answer, &got)); err != nil {
-		return fmt.Errorf("a learned answer is not what it should be: %w", err)
+	o, err := readObservation(request, answer)
+	if err != nil {
+		return err
 	}
+	check, got := &o.Request, &o.Answer
 	got.learnFiles(m)
 	p := platformNamed(check.Platform)
 	plugin, _, err := parseVersion(check.PluginVersion)
 	if p == platforms || err != nil || !selfGate.passes(plugin) { // an old plugin may have a choice that the server keeps
 		return nil
 	}
-	if at, forced := m.deviceAt[lowerHex(check.DeviceID)]; forced {
-		m.observeForced(p, m.channel(m.devices[at].channel), &got)
+	if at, forced := m.deviceAt[check.device()]; forced {
+		m.observeForced(p, m.channel(m.devices[at].channel), got)
 		return nil
 	}
 	version := got.Version
@@ -43,41 +40,16 @@ func (m *Importer) Observe(request, answer []byte) error {
 	return nil
 }
 
-type observedCheck struct {
-	DeviceID       string `json:"device_id"`
-	Platform       string `json:"platform"`
-	DefaultChannel string `json:"defaultChannel"`
-	VersionName    string `json:"version_name"`
-	VersionBuild   string `json:"version_build"`
-	PluginVersion  string `json:"plugin_version"`
-}
-
-type observedAnswer struct {
-	Error   string `json:"error"`
-	Version string `json:"version"`
-	Files   []struct {
-		importedFile
-		URL string `json:"download_url"`
-	} `json:"manifest"`
-}
-
 // learnFiles keeps the delta list of the version that the addresses name.
 func (a *observedAnswer) learnFiles(m *Importer) {
 	files := make([]importedFile, 0, len(a.Files))
 	var v *importedVersion
 	for _, f := range a.Files {
-		_, after, found := strings.Cut(f.URL, FilesPath)
-		key, query, _ := strings.Cut(after, "?")
-		values, err := url.ParseQuery(query)
-		if !found || strings.HasPrefix(key, "ext/") || err != nil {
-			return // not the official layout, or an edge's stand-in for an address: the object's key is not known
-		}
-		id, err := strconv.ParseInt(values.Get("key"), 10, 64)
-		if v = m.versionAt[id]; err != nil || v == nil || v.Name != a.Version {
+		key, id, ok := keyOfAddress(f.URL)
+		if v = m.versionAt[id]; !ok || v == nil || v.Name != a.Version {
 			return
 		}
-		f.Key = key
-		files = append(files, f.importedFile)
+		files = append(files, importedFile{f.Name, f.Hash, key})
 	}
 	if v != nil {
 		v.Files = files

@@ -145,8 +145,9 @@ const minStrongDigest = 64
 // remember goes by it.
 //
 // A strong digest tells the object, together with the key that its bytes were encrypted with; a compressed file has the same
-// digest as one that is not. Without it the address does, less what is made anew for each device or answer. What is at an
-// address may be replaced with the next version, so the version counts then.
+// digest as one that is not. Without it the address does, less what is made anew for each device or answer: what else may
+// tell one object from another counts, so that rather two ids have one object than one id has two. What is at an address may
+// be replaced with the next version, so the version counts then.
 func (a *Answer) objectID(address *Address) string {
 	digest, kind := a.Checksum, "zip"
 	if !address.Zip {

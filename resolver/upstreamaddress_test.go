@@ -18,6 +18,30 @@ func TestNewUpstreamFaults(t *testing.T) {
 	}
 }
 
+// A server may tell all bundles of a version apart by a token alone.
+func TestPlaceByToken(t *testing.T) {
+	u := mustUpstream(t, "https://plugin.test")
+	place := func(checksum, claims string) string {
+		t.Helper()
+		a := &Answer{Version: "2.0.0", Checksum: checksum, Addresses: []Address{{URL: "https://plugin.test/download?token=" + jwt(claims), Zip: true}}}
+		p, ok := u.Place(testApp, a, 0)
+		if !ok {
+			t.Fatal("no place")
+		}
+		return p.Key
+	}
+	const ios, android = `{"file":"ios/2.zip","exp":1900000000}`, `{"file":"android/2.zip","exp":1900000000}`
+	if place("", ios) == place("", android) || place("0123abcd", ios) == place("0123abcd", android) {
+		t.Error("the bundles of two platforms have one place")
+	}
+	if place("", ios) != place("", `{"file":"ios/2.zip","exp":1900000060}`) {
+		t.Error("a bundle moves with each token")
+	}
+	if place(testDigest, ios) != place(testDigest, android) {
+		t.Error("the same bytes have two places")
+	}
+}
+
 // The ids were computed without this package: the first 16 bytes of SHA-256 over the parts, each with its length as an
 // unsigned varint before it. The parts are the kind, the digest and the session key and, with a digest of less than 64
 // characters, the version and the stable form of the address.

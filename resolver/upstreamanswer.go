@@ -54,7 +54,7 @@ type Answer struct {
 
 	body    []byte
 	fetches bool // there is a url that is not empty, or a delta list, be it empty
-	hasKind bool
+	kindAt  span // of the value of "kind"
 }
 
 // Address is one address in an offer.
@@ -192,8 +192,8 @@ func (a *Answer) take(values *[answerMembers]span) (typed bool) {
 	if a.SessionKey = texts[mSessionKey]; a.SessionKey == "" {
 		a.SessionKey = texts[mOtherSessionKey]
 	}
-	a.hasKind = values[mKind] != span{}
-	if (a.hasKind || values[mError] != span{}) && a.Code == "" && a.Kind == "" {
+	a.kindAt = values[mKind]
+	if (a.kindAt != span{} || values[mError] != span{}) && a.Code == "" && a.Kind == "" {
 		return false // that they are there is what counts, but not to every client
 	}
 	a.fetches = texts[mURL] != "" || values[mManifest] != span{}

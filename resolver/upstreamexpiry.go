@@ -2,10 +2,13 @@ package resolver
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"iter"
 	"math"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -80,13 +83,15 @@ func isSignature(name, value string) bool {
 
 // isVolatile reports whether a parameter differs from one answer to the next, though the address means the same object: the
 // device, a signature, and what belongs to signatures. azure tells that the query is signed in that service's way, whose
-// other names are too short to go by.
+// other names are too short to go by. Of a token only a part is: see stableToken.
 func isVolatile(name, value string, azure bool) bool {
 	name = strings.ToLower(name)
-	if isSignature(name, value) {
+	if name != "token" && isSignature(name, value) {
 		return true
 	}
 	switch name {
+	case "x-oss-process": // says what becomes of the object
+		return false
 	case "device_id", "expires", "exp", "policy", "key-pair-id", "awsaccesskeyid", "googleaccessid", "ossaccesskeyid":
 		return true
 	case "se", "st", "sp", "sv", "sr", "spr", "sip", "skoid", "sktid", "skt", "ske", "sks", "skv":
@@ -107,7 +112,46 @@ func stableURL(rawURL string) string {
 	if !has {
 		return rawURL
 	}
-	return withQuery(address, keepParameters(query, isVolatile))
+	return withQuery(address, changeParameters(query, func(part, name, value string, azure bool) string {
+		if isVolatile(name, value, azure) {
+			return ""
+		}
+		if claims, ok := tokenPayload(value); ok && strings.EqualFold(name, "token") {
+			return stableToken(claims)
+		}
+		return part
+	}))
+}
+
+// stableToken stands for a JSON Web Token, which may be all that tells one object of a server from another. What is made anew
+// each time does not count: the times, the signature, the device, and the token's own id (RFC 7519 section 4.1) beside a claim
+// that does. A token with no claim that counts is a pass for what the rest of the address names.
+func stableToken(claims []byte) string {
+	var kept [][]byte
+	var id []byte
+	for s := skim(claims, 0); ; {
+		name, value, ok := s.member()
+		if !ok {
+			break
+		}
+		claim := appendKeyText(appendKeyText(nil, name), claims[value.from:value.to])
+		switch string(name) {
+		case "exp", "iat", "nbf", "device_id":
+		case "jti":
+			id = claim
+		default:
+			kept = append(kept, claim)
+		}
+	}
+	if len(kept) == 0 && id != nil {
+		kept = [][]byte{id} // a reference: only the server knows to what
+	}
+	if len(kept) == 0 {
+		return ""
+	}
+	slices.SortFunc(kept, bytes.Compare)
+	sum := sha256.Sum256(bytes.Join(kept, nil))
+	return "token=" + hex.EncodeToString(sum[:])
 }
 
 // withoutDevice is an address without "device_id", which only says whose traffic it is (protocol 3.2), and its fragment. A
@@ -118,7 +162,12 @@ func withoutDevice(rawURL string) string {
 	if !has || readSignature(rawURL).signed {
 		return rawURL
 	}
-	return withQuery(address, keepParameters(query, func(name, _ string, _ bool) bool { return name == "device_id" }))
+	return withQuery(address, changeParameters(query, func(part, name, _ string, _ bool) string {
+		if name == "device_id" {
+			return ""
+		}
+		return part
+	}))
 }
 
 func withQuery(address, query string) string {
@@ -128,13 +177,15 @@ func withQuery(address, query string) string {
 	return address + "?" + query
 }
 
-// keepParameters returns the query without some parameters; the others stay as they were written.
-func keepParameters(query string, drop func(name, value string, azure bool) bool) string {
+// changeParameters returns the query with what change makes of each parameter, which is given as it was written and decoded.
+// One that becomes "" is left out, and one without a name and value stays.
+func changeParameters(query string, change func(part, name, value string, azure bool) string) string {
 	azure := isAzure(query)
 	kept := make([]string, 0, 8)
 	for part := range strings.SplitSeq(query, "&") {
-		if name, value := parameter(part); !drop(name, value, azure) {
-			kept = append(kept, part)
+		name, value := parameter(part)
+		if changed := change(part, name, value, azure); changed != "" || part == "" {
+			kept = append(kept, changed)
 		}
 	}
 	return strings.Join(kept, "&")

@@ -76,7 +76,10 @@ func TestStableURL(t *testing.T) {
 		{"names of Azure's that are another's", "https://a/z?st=1&sp=2&sv=3", "https://a/z?st=1&sp=2&sv=3"},
 		{"device", "https://a/z?key=c&device_id=d", "https://a/z?key=c"},
 		{"all gone", "https://a/z?expires=1&sig=2", "https://a/z"},
-		{"token that is made anew", "https://a/z?token=" + jwt(`{"exp":1}`), "https://a/z"},
+		{"Alibaba", "https://a/z?x-oss-date=1&x-oss-process=doc%2Fconvert&x-oss-signature=s", "https://a/z?x-oss-process=doc%2Fconvert"},
+		{"token that is made anew", "https://a/z?token=" + jwt(`{"exp":1,"iat":2,"nbf":3,"device_id":"d"}`), "https://a/z"},
+		// The digest was computed without this package.
+		{"token of an object", "https://a/z?b=c&token=" + jwt(`{"url":"b/z","iat":2}`), "https://a/z?b=c&token=6b3329a75a42f73fdc8160ebafd60cd490f9aacbf78eb475d418666e531449b3"},
 		{"token for good", "https://a/z?alt=media&token=5c2c", "https://a/z?alt=media&token=5c2c"},
 		{"written as it was", "https://a/z?b=%2f&a=+&&x-amz-date=1", "https://a/z?b=%2f&a=+&"},
 	}
@@ -87,8 +90,36 @@ func TestStableURL(t *testing.T) {
 	}
 }
 
+// Where a token is all that tells objects apart, it counts (protocol 7: presigned addresses).
+func TestStableToken(t *testing.T) {
+	tests := []struct {
+		name, a, b string // the tokens of two addresses
+		same       bool
+	}{
+		{"made anew", jwt(`{"file":"1","iat":1,"exp":2,"nbf":3}`), jwt(`{"file":"1","iat":4,"exp":5,"nbf":6}`), true},
+		{"signed anew", jwt(`{"file":"1"}`), jwt(`{"file":"1"}`) + "x", true},
+		{"for another device", jwt(`{"file":"1","device_id":"a"}`), jwt(`{"file":"1","device_id":"b"}`), true},
+		{"another order", jwt(`{"file":"1","aud":"x"}`), jwt(`{"aud": "x", "file": "1"}`), true},
+		{"id beside a claim", jwt(`{"file":"1","jti":"a"}`), jwt(`{"file":"1","jti":"b"}`), true},
+		{"another file", jwt(`{"file":"ios/2.zip","exp":1}`), jwt(`{"file":"android/2.zip","exp":1}`), false},
+		{"claims that run into each other", jwt(`{"a":1,"b":2}`), jwt(`{"a":12}`), false},
+		{"nothing but an id", jwt(`{"jti":"a","exp":1}`), jwt(`{"jti":"b","exp":1}`), false},
+		{"opaque", "4bd2f1", "4bd2f2", false},
+		{"opaque, of three parts", "a.b.c", "a.b.d", false},
+		{"none", "", jwt(`{"file":"1"}`), false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a, b := stableURL("https://a/download?token="+tt.a), stableURL("https://a/download?token="+tt.b)
+			if (a == b) != tt.same {
+				t.Errorf("%s and %s", a, b)
+			}
+		})
+	}
+}
+
 func FuzzExpiryOf(f *testing.F) {
-	for _, url := range []string{presigned, officialZip, "https://a/z?sv=1&se=2026-01-02T03:04:05.1Z&sig=s", "https://a/z?token=" + jwt(`{"exp":1}`)} {
+	for _, url := range []string{presigned, officialZip, "https://a/z?sv=1&se=2026-01-02T03:04:05.1Z&sig=s", "https://a/z?token=" + jwt(`{"exp":1,"jti":"1"}`)} {
 		f.Add(url)
 	}
 	f.Fuzz(func(t *testing.T, url string) {

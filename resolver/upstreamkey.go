@@ -10,7 +10,15 @@ import (
 // KeyFields says which fields of a check an upstream's answer depends on. NewKeyFields makes one.
 type KeyFields struct {
 	judged judgedFields
-	raw    []string // members of the body that are taken as they were sent; sorted
+	raw    []rawField // sorted by name
+	others []string   // names of raw fields that are no fields of the protocol
+	names  [][]byte   // all names that count: those of the protocol, then others
+}
+
+// rawField is a member of the body that is taken as it was sent.
+type rawField struct {
+	name string
+	at   int // index in names
 }
 
 // judgedFields are fields that are taken in the form in which the official server judges them, a bit for each.
@@ -40,68 +48,83 @@ var judgedByName = map[string]judgedFields{
 	fieldNames[fKeyID]:          judgedKeyID,
 }
 
-// foreignFields are what a server of another make may look at besides (protocol 7): fields that the official one ignores,
-// and those that it brings into a form of its own first. They are taken as they were sent.
+// foreignFields are what a server of another make may look at (protocol 1.2 and 7), but for those that an answer is kept by
+// anyway, and platform, which has one spelling. They are taken as they were sent: what is missing, null or empty is one to the
+// official server and may be two to another, which may also know other classes of plugins, or tell one store from the next.
 var foreignFields = []string{
-	fieldNames[fCustomID], fieldNames[fVersionBuild], "version_code", fieldNames[fVersionName], fieldNames[fVersionOS],
+	fieldNames[fCustomID], fieldNames[fDefaultChannel], fieldNames[fInstallSource], fieldNames[fIsEmulator], fieldNames[fIsProd],
+	fieldNames[fKeyID], fieldNames[fPluginVersion], fieldNames[fVersionBuild], "version_code", fieldNames[fVersionName],
+	fieldNames[fVersionOS],
 }
 
-// maxRawFields bounds the members that are looked for in each body.
-const maxRawFields = 16
+// maxOtherFields bounds the members that are looked for in each body besides those of the protocol.
+const maxOtherFields = 16
 
 // NewKeyFields returns the fields that the answers of the official server depend on (protocol 1.10) or, if foreign, those
-// that a server of another make may be assumed to look at: besides them custom_id, version_code and version_os, and
-// version_name and version_build as they were sent. Changes come after: "+name" takes a further member of the body, or one of
-// those already taken as it was sent; "-name" leaves one out altogether.
+// that a server of another make may be assumed to look at: all that clients send (protocol 1.2), as they were sent. Changes come
+// after: "+name" takes a further member of the body, or one of those already taken as it was sent; "-name" leaves one out
+// altogether.
 func NewKeyFields(foreign bool, changes ...string) (KeyFields, error) {
 	var f KeyFields
 	for _, bit := range judgedByName {
 		f.judged |= bit
 	}
+	var raw []string
 	if foreign {
 		for _, name := range foreignFields {
-			f.add(name)
+			raw = f.add(raw, name)
 		}
 	}
 	for _, change := range changes {
-		if err := f.change(change); err != nil {
+		var err error
+		if raw, err = f.change(raw, change); err != nil {
 			return KeyFields{}, fmt.Errorf("key field %q: %w", change, err)
 		}
 	}
-	if len(f.raw) > maxRawFields {
-		return KeyFields{}, fmt.Errorf("there are %d key fields; at most %d can be taken as they are sent", len(f.raw), maxRawFields)
+	slices.Sort(raw)
+	for _, name := range fieldNames {
+		f.names = append(f.names, []byte(name))
 	}
-	slices.Sort(f.raw)
+	for _, name := range raw {
+		at := fieldIndex(name)
+		if at < 0 {
+			if at = len(f.names); f.folded([]byte(name)) >= 0 {
+				return KeyFields{}, fmt.Errorf("key field %q: another one has this name in other letters, and some servers take them for one", name)
+			}
+			f.others = append(f.others, name)
+			f.names = append(f.names, []byte(name))
+		}
+		f.raw = append(f.raw, rawField{name, at})
+	}
+	if len(f.others) > maxOtherFields {
+		return KeyFields{}, fmt.Errorf("there are %d key fields that are none of the protocol; at most %d can be taken", len(f.others), maxOtherFields)
+	}
 	return f, nil
 }
 
-func (f *KeyFields) change(change string) error {
+func (f *KeyFields) change(raw []string, change string) ([]string, error) {
 	if len(change) < 2 || change[0] != '+' && change[0] != '-' {
-		return errors.New("write +name for a field that answers depend on, or -name for one that they do not")
+		return nil, errors.New("write +name for a field that answers depend on, or -name for one that they do not")
 	}
 	name := change[1:]
 	switch name {
 	case fieldNames[fAppID]:
-		return errors.New("answers are always kept by app")
+		return nil, errors.New("answers are always kept by app")
 	case fieldNames[fDeviceID]:
-		return errors.New("whether answers are kept by device is said by per_device")
+		return nil, errors.New("whether answers are kept by device is said by per_device")
 	}
-	f.remove(name)
 	if change[0] == '+' {
-		f.add(name)
+		return f.add(raw, name), nil
 	}
-	return nil
+	return f.remove(raw, name), nil
 }
 
 // add takes a member as it was sent. What the official server makes of it follows from that.
-func (f *KeyFields) add(name string) {
-	f.remove(name)
-	f.raw = append(f.raw, name)
-}
+func (f *KeyFields) add(raw []string, name string) []string { return append(f.remove(raw, name), name) }
 
-func (f *KeyFields) remove(name string) {
+func (f *KeyFields) remove(raw []string, name string) []string {
 	f.judged &^= judgedByName[name]
-	f.raw = slices.DeleteFunc(f.raw, func(taken string) bool { return taken == name })
+	return slices.DeleteFunc(raw, func(taken string) bool { return taken == name })
 }
 
 // The first byte of a key tells what it is for, so that both kinds can be in one table.
@@ -127,12 +150,12 @@ func (f *KeyFields) append(dst []byte, c *Check, body []byte, judged judgedField
 	if len(f.raw) == 0 {
 		return dst
 	}
-	var values [maxRawFields]span
+	var values fieldValues
 	f.find(&values, body)
-	for i, name := range f.raw {
-		if name != without {
-			dst = appendKeyText(dst, name)
-			dst = appendRaw(dst, body[values[i].from:values[i].to])
+	for _, raw := range f.raw {
+		if raw.name != without {
+			dst = appendKeyText(dst, raw.name)
+			dst = appendRaw(dst, body[values[raw.at].from:values[raw.at].to])
 		}
 	}
 	return dst
@@ -194,21 +217,33 @@ func appendKeyText[T string | []byte](dst []byte, text T) []byte {
 	return append(dst, text...)
 }
 
-// find looks for the raw fields among the members of the body. Of equal names the last counts.
-func (f *KeyFields) find(values *[maxRawFields]span, body []byte) {
-	s := skim(body, 0)
-	for {
+// fieldValues are where the values of the fields in names stand.
+type fieldValues [fieldCount + maxOtherFields]span
+
+// find looks for the fields among the members of the body. Of equal names the last counts.
+func (f *KeyFields) find(values *fieldValues, body []byte) {
+	for s := skim(body, 0); ; {
 		name, value, ok := s.member()
 		if !ok {
 			return
 		}
-		for i, wanted := range f.raw {
-			if string(name) == wanted {
-				values[i] = value
-				break
-			}
+		if i := f.exact(name); i >= 0 {
+			values[i] = value
 		}
 	}
+}
+
+// exact returns the index in names of a field, or -1.
+func (f *KeyFields) exact(name []byte) int {
+	if i := fieldIndex(name); i >= 0 {
+		return i
+	}
+	for i, other := range f.others {
+		if string(name) == other {
+			return fieldCount + i
+		}
+	}
+	return -1
 }
 
 // What a member holds that is taken as it was sent.

@@ -47,19 +47,21 @@ func TestAnswerKeyFields(t *testing.T) {
 		{"version_build", nil, object{"version_build": "1.0.1"}, true, true},
 		{"version_build written otherwise", nil, object{"version_build": "1"}, false, true},
 		{"defaultChannel", nil, object{"defaultChannel": "beta"}, true, true},
-		{"empty defaultChannel", nil, object{"defaultChannel": ""}, false, false},
+		{"empty defaultChannel", nil, object{"defaultChannel": ""}, false, true},
 		{"is_prod", nil, object{"is_prod": false}, true, true},
-		{"is_prod null", nil, object{"is_prod": nil}, false, false},
+		{"is_prod null", nil, object{"is_prod": nil}, false, true},
+		{"is_prod missing", object{"is_prod": true}, object{"is_prod": without}, false, true},
 		{"is_emulator", nil, object{"is_emulator": true}, true, true},
 		{"key_id", nil, object{"key_id": "k"}, true, true},
+		{"empty key_id", nil, object{"key_id": ""}, false, true},
 		{"custom_id", nil, object{"custom_id": "c"}, false, true},
 		{"version_code", nil, object{"version_code": "12"}, false, true},
 		{"version_code is no text", object{"version_code": "12"}, object{"version_code": 12}, false, true},
 		{"version_os", nil, object{"version_os": "14"}, false, true},
-		{"install_source", nil, object{"install_source": "google_play"}, false, false},
+		{"install_source", nil, object{"install_source": "google_play"}, false, true},
 		{"unknown member", nil, object{"locale": "fr"}, false, false},
 		{"order of members", nil, object{"aaa": 1}, false, false},
-		{"plugin, no gate between", object{"plugin_version": "8.51.14"}, object{"plugin_version": "9.0.0"}, false, false},
+		{"plugin, no gate between", object{"plugin_version": "8.51.14"}, object{"plugin_version": "9.0.0"}, false, true},
 		{"plugin 4", object{"plugin_version": "4.0.0"}, object{"plugin_version": "3.0.0"}, true, true},
 		{"plugin 6.2.0", object{"plugin_version": "6.1.9"}, object{"plugin_version": "6.2.0"}, true, true},
 		{"plugin 8.40.7", object{"plugin_version": "8.40.7"}, object{"plugin_version": "8.40.8"}, true, true},
@@ -110,6 +112,7 @@ func TestKeyFieldChanges(t *testing.T) {
 		{"both forms taken away", true, []string{"-version_build"}, "version_build", "1.0.0", "2.0.0", false},
 		{"as it was sent", false, []string{"+version_build"}, "version_build", "1.0.0", "1.0", true},
 		{"plugin as it was sent", false, []string{"+plugin_version"}, "plugin_version", "8.51.14", "8.51.15", true},
+		{"boolean taken away", true, []string{"-is_prod"}, "is_prod", true, false, false},
 		{"boolean as it was sent", false, []string{"+is_prod"}, "is_prod", true, nil, true},
 	}
 	for _, tt := range tests {
@@ -124,10 +127,10 @@ func TestKeyFieldChanges(t *testing.T) {
 
 func TestKeyFieldFaults(t *testing.T) {
 	var many []string
-	for i := range maxRawFields + 1 {
+	for i := range maxOtherFields + 1 {
 		many = append(many, "+x"+string(rune('a'+i)))
 	}
-	for _, changes := range [][]string{{"locale"}, {"+"}, {""}, {"-"}, {"+app_id"}, {"-device_id"}, many} {
+	for _, changes := range [][]string{{"locale"}, {"+"}, {""}, {"-"}, {"+app_id"}, {"-device_id"}, {"+Platform"}, {"+locale", "+Locale"}, many} {
 		if _, err := NewKeyFields(false, changes...); err == nil {
 			t.Errorf("%q are accepted", changes)
 		}
@@ -136,6 +139,12 @@ func TestKeyFieldFaults(t *testing.T) {
 
 // Answers are on disk under these keys.
 func TestAnswerKeyGolden(t *testing.T) {
+	var less []string
+	for _, name := range foreignFields {
+		if name != "custom_id" && name != "version_code" && name != "is_prod" {
+			less = append(less, "-"+name)
+		}
+	}
 	tests := []struct {
 		name string
 		got  string
@@ -144,9 +153,9 @@ func TestAnswerKeyGolden(t *testing.T) {
 		{"official", keyOf(t, mustKeyFields(t, false), nil), "61ff013e0100" + "05312e302e30" + "05312e302e30" + "00" + "00"},
 		{"official group", groupOf(t, mustKeyFields(t, false), nil), "67fd013e0100" + "05312e302e30" + "00" + "00"},
 		{
-			"foreign", keyOf(t, mustKeyFields(t, true, "-version_build", "-version_name", "-version_os"), object{"custom_id": "é", "version_code": 7}),
-			"61f9013e0100" + "00" + "00" + "09" + hex.EncodeToString([]byte("custom_id")) + "0102c3a9" +
-				"0c" + hex.EncodeToString([]byte("version_code")) + "020137",
+			"foreign", keyOf(t, mustKeyFields(t, true, less...), object{"custom_id": "é", "version_code": 7}),
+			"6101" + "01" + "09" + hex.EncodeToString([]byte("custom_id")) + "0102c3a9" +
+				"07" + hex.EncodeToString([]byte("is_prod")) + "020474727565" + "0c" + hex.EncodeToString([]byte("version_code")) + "020137",
 		},
 	}
 	for _, tt := range tests {

@@ -19,8 +19,8 @@ type CompileOptions struct {
 	Rewrite func(i int, a Address) (path string, ok bool)
 	// DeviceID is the device that asked. NamesDevice is told by it.
 	DeviceID string
-	// AddKind adds "kind" to an answer that has an "error" of protocol 1.5 and no kind: clients report a failed download
-	// without it (protocol 1.8). A code that only another server has says nothing of its kind, and is left as it is.
+	// AddKind adds "kind" to an answer that has an "error" of protocol 1.5 and no kind, or a null or empty one: clients report a
+	// failed download without it (protocol 1.8). A code that only another server has says nothing of its kind, and is left as it is.
 	AddKind bool
 }
 
@@ -61,7 +61,7 @@ func (a *Answer) Compile(o CompileOptions) *Learned {
 		}
 		c.from = p.at.to
 	}
-	if o.AddKind && a.Class == AnswerNoUpdate && !a.hasKind {
+	if o.AddKind && a.Class == AnswerNoUpdate && a.Kind == "" {
 		c.addKind()
 	}
 	c.copy(len(a.body))
@@ -159,16 +159,22 @@ func (c *compiler) leave(a Address) {
 	}
 }
 
-// addKind copies up to the end of the object, and adds the member.
+// addKind puts the kind in place of one that says nothing, or copies up to the end of the object and adds the member.
 func (c *compiler) addKind() {
 	kind, ok := kindOf(c.answer.Code)
 	if !ok {
 		return
 	}
-	c.copy(bytes.LastIndexByte(c.answer.body, '}'))
-	member := []byte(`,"kind":"` + kind.String() + `"`)
-	c.learned.answer.text = append(c.learned.answer.text, member...)
-	c.means(partCopied, member)
+	text := `"` + kind.String() + `"`
+	if at := c.answer.kindAt; at != (span{}) {
+		c.copy(at.from)
+		c.from = at.to
+	} else {
+		c.copy(bytes.LastIndexByte(c.answer.body, '}'))
+		text = `,"kind":` + text
+	}
+	c.learned.answer.text = append(c.learned.answer.text, text...)
+	c.means(partCopied, []byte(text))
 	c.learned.Kind = kind.String()
 }
 

@@ -67,7 +67,9 @@ func TestLearnedAnswers(t *testing.T) {
 		},
 		{"kind added", "https://lite.test", nil, "{\"error\":\"no_new_version_available\" }\r\n", "{\"error\":\"no_new_version_available\" ,\"kind\":\"up_to_date\"}\r\n"},
 		{"kind there", "https://lite.test", nil, `{"error":"no_new_version_available","kind":"odd"}`, `{"error":"no_new_version_available","kind":"odd"}`},
-		{"kind null", "https://lite.test", nil, `{"error":"no_new_version_available","kind":null}`, `{"error":"no_new_version_available","kind":null}`},
+		{"kind null", "https://lite.test", nil, `{"kind": null,"error":"no_new_version_available"}`, `{"kind": "up_to_date","error":"no_new_version_available"}`},
+		{"kind empty", "https://lite.test", nil, `{"error":"disable_device","kind":"" }`, `{"error":"disable_device","kind":"blocked" }`},
+		{"kind null, of a code that says nothing of it", "https://lite.test", nil, `{"error":"odd","kind":null}`, `{"error":"odd","kind":null}`},
 		{"code of another server", "https://lite.test", nil, `{"error":"below_min_native_build"}`, `{"error":"below_min_native_build"}`},
 		{"placeholder", "https://404.capgo.app", nil, `{"version":"1","url":"` + noZip + `"}`, `{"version":"1","url":"` + noZip + `"}`},
 	}
@@ -251,6 +253,7 @@ func TestLearnedCosts(t *testing.T) {
 		f := mustKeyFields(t, foreign)
 		budget(t, "AppendAnswerKey", 0, func() { dst = AppendAnswerKey(dst[:0], c, body, f) })
 		budget(t, "AppendGroupKey", 0, func() { dst = AppendGroupKey(dst[:0], c, body, f) })
+		budget(t, "Ambiguous", 0, func() { f.Ambiguous(body) })
 	}
 }
 

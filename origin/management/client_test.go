@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -95,6 +97,70 @@ func TestPages(t *testing.T) {
 					t.Errorf("devices: %v, %v", devices, err)
 				}
 				c.Channels(t.Context(), "com.demo.app")(func(json.RawMessage, error) bool { return false }) // who stops early is not called again
+			})
+		})
+	}
+}
+
+// TestEmptyPage: the error that stands for an empty page of bundles may be a fault, and is believed only if it stays.
+func TestEmptyPage(t *testing.T) {
+	const empty = `{"error":"cannot_get_bundle","message":"Cannot get bundle"}`
+	for _, test := range []struct {
+		name        string
+		rows, fails int // at the second page
+		want, asked int // rows, and requests for bundles
+	}{
+		{"full, and once a fault", 100, 1, 100, 6}, // the third page is asked for three times
+		{"full, and twice a fault", 70, 2, 70, 5},
+		{"full, and the end", 50, 0, 50, 4},
+		{"not full", 49, 0, 49, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o, asked, fails := server(t, test.rows), 0, test.fails
+				c := client(t, o, func(options *management.Options) {
+					options.WrapTransport = func(http.RoundTripper) http.RoundTripper {
+						return transport(func(r *http.Request) (*http.Response, error) {
+							asked++
+							if fails > 0 && r.URL.Query().Get("page") == "1" {
+								fails--
+								return &http.Response{StatusCode: 400, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(empty)), Request: r}, nil
+							}
+							return o.Transport().RoundTrip(r)
+						})
+					}
+				})
+				rows, err := names(c.Bundles(t.Context(), "com.demo.app"), "id")
+				if err != nil || len(rows) != test.want || asked != test.asked {
+					t.Errorf("%d rows, %v, after %d requests", len(rows), err, asked)
+				}
+			})
+		})
+	}
+}
+
+// TestWithoutPages: a server that does not know pages is read to its end, though its rows change from one answer to the next.
+func TestWithoutPages(t *testing.T) {
+	for name, row := range map[string]string{
+		"same bytes":     `{"name":"production"}`,
+		"changing bytes": `{"id":1,"name":"production","updated_at":%d}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				asked := 0
+				c := client(t, server(t, 0), func(options *management.Options) {
+					options.WrapTransport = func(http.RoundTripper) http.RoundTripper {
+						return transport(func(r *http.Request) (*http.Response, error) {
+							asked++
+							body := "[" + strings.ReplaceAll(row, "%d", strconv.Itoa(asked)) + "]"
+							return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+						})
+					}
+				})
+				rows, err := names(c.Channels(t.Context(), "com.demo.app"), "name")
+				if err != nil || len(rows) != 1 || asked != 2 {
+					t.Errorf("%v, %v, after %d requests", rows, err, asked)
+				}
 			})
 		})
 	}

@@ -1,7 +1,6 @@
 package management
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 )
 
 // maxPages ends a list that does not.
@@ -30,13 +30,16 @@ func (c *Client) Bundles(ctx context.Context, appID string) iter.Seq2[json.RawMe
 	return c.pages(ctx, "/bundle", appID)
 }
 
-// pages yields the rows of numbered pages. The last one may be followed by an empty one, or by an error: /bundle has none
-// that is empty.
+// fullPage is how many rows a page has that another may follow (protocol 6.1).
+const fullPage = 50
+
+// pages yields the rows of numbered pages, up to one that has none which is new: a server that does not know pages gives the
+// same rows for ever, if not in the same bytes.
 func (c *Client) pages(ctx context.Context, path, appID string) iter.Seq2[json.RawMessage, error] {
 	return func(yield func(json.RawMessage, error) bool) {
-		var previous json.RawMessage
+		seen, full := map[string]bool{}, true
 		for n := range maxPages {
-			raw, err := c.get(ctx, path, url.Values{"app_id": {appID}, "page": {strconv.Itoa(n)}})
+			raw, err := c.page(ctx, path, url.Values{"app_id": {appID}, "page": {strconv.Itoa(n)}}, full)
 			if isEmptyPage(err) {
 				return
 			}
@@ -48,10 +51,14 @@ func (c *Client) pages(ctx context.Context, path, appID string) iter.Seq2[json.R
 				yield(nil, err)
 				return
 			}
-			if len(rows) == 0 || bytes.Equal(raw, previous) { // a server without pages gives the same one for ever
+			full = len(rows) >= fullPage
+			known := len(seen)
+			for _, row := range rows {
+				seen[nameOf(row)] = true
+			}
+			if len(seen) == known {
 				return
 			}
-			previous = raw
 			for _, row := range rows {
 				if !yield(row, nil) {
 					return
@@ -60,6 +67,39 @@ func (c *Client) pages(ctx context.Context, path, appID string) iter.Seq2[json.R
 		}
 		yield(nil, fmt.Errorf("%s has no end", path))
 	}
+}
+
+// page reads a numbered page. /bundle has none that is empty, but an error in its place, which a database that failed might
+// give as well; then what is not listed would count as deleted. So behind a page that was full the error is believed only if it
+// stays.
+func (c *Client) page(ctx context.Context, path string, query url.Values, full bool) (json.RawMessage, error) {
+	raw, err := c.get(ctx, path, query)
+	for _, wait := range [...]time.Duration{time.Second, 3 * time.Second} {
+		if !full || !isEmptyPage(err) {
+			break
+		}
+		if c.waiting != nil {
+			c.waiting(fmt.Errorf("%w: the end of the list, unless it is a fault", err), wait)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		raw, err = c.get(ctx, path, query)
+	}
+	return raw, err
+}
+
+// nameOf is the same for the same row: its id if it has one, for other columns may change while pages are read.
+func nameOf(row json.RawMessage) string {
+	var known struct {
+		ID json.RawMessage `json:"id"`
+	}
+	if json.Unmarshal(row, &known) != nil || known.ID == nil {
+		return string(row)
+	}
+	return string(known.ID)
 }
 
 // isEmptyPage reports the error that stands for an empty page of bundles (protocol 6.1).

@@ -41,20 +41,25 @@ type Answer struct {
 	Body   []byte      // a JSON document if Status is 200; else anything, also nothing
 	// Upstream is the base address of the server that said it.
 	Upstream string
-	// Refused says that the server does not know the app: status 429, and on_premise_app or nothing in it. Of an Answer that
-	// a Group returns, that all its servers said so just now. A failed database read looks the same (protocol 1.5, row 5c).
+	// Refused says that the server does not know the app: on_premise_app with any status, or a 429 with nothing in it. Of an
+	// Answer that a Group returns, that all its servers said so just now. A failed database read looks the same (protocol 1.5,
+	// row 5c).
 	Refused bool
+
+	blocked bool // it refuses the address that asks, the edge's own (protocol 1.5, rows 4 and 6)
 }
 
-// throttled reports a 429 that says nothing of the app: it speaks of this moment, or of the address that asks.
-func (a *Answer) throttled() bool { return a.Status == http.StatusTooManyRequests && !a.Refused }
+// throttled reports an answer that says nothing of the app: it speaks of this moment, or of the address that asks.
+func (a *Answer) throttled() bool {
+	return a.blocked || a.Status == http.StatusTooManyRequests && !a.Refused
+}
 
 // answerHeader are the headers that an answer keeps.
 var answerHeader = []string{"Content-Type", "Retry-After", "X-Ratelimit-Reset", "X-Worker-Source"}
 
 // Check asks for an update, with the body as the client sent it. The servers are asked in order, until one answers. A
-// refusal holds if all of them refuse; it is contradicted by any other answer. Any other 429 is returned if no server says
-// more than that, or than an unconfirmed refusal.
+// refusal holds if all of them refuse; it is contradicted by any other answer. Any other 429, and a refusal of the edge's own
+// address, is returned if no server says more than that, or than an unconfirmed refusal.
 //
 // An error is an outage: no server gave an answer that can be believed. It wraps what went wrong with each, so ErrOpen,
 // ErrBusy or ErrUnconfirmed among others; if ctx ended, it is the cause of that.
@@ -172,13 +177,16 @@ func (s *server) judge(resp *http.Response, text []byte) (*Answer, error) {
 			a.Header[name] = values
 		}
 	}
-	a.Refused = a.Status == http.StatusTooManyRequests && refuses(text)
+	nothing := len(bytes.TrimSpace(text)) == 0
+	a.Refused = hasCode(text, "on_premise_app") || nothing && a.Status == http.StatusTooManyRequests
+	a.blocked = hasCode(text, "provider_infrastructure_request_blocked")
 	return a, nil
 }
 
-// refuses reports that the body of a 429 says no more than that the app is not known here.
-func refuses(text []byte) bool {
-	return len(bytes.TrimSpace(text)) == 0 || codeOf(text) == "on_premise_app"
+// hasCode reports whether an answer has a code, with whatever status: servers of another make have one for all errors
+// (protocol 7). An offer is not parsed for it: hardly any has the word in it.
+func hasCode(text []byte, code string) bool {
+	return bytes.Contains(text, []byte(code)) && codeOf(text) == code
 }
 
 // codeOf is the "error" of a JSON object; nil if there is none.

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/http/httputil"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -87,18 +89,17 @@ type forward struct {
 	body    *requestBody
 }
 
-// rewrite makes the request to servers of that to the edge. The proxy has taken off hop-by-hop headers, Forwarded and all
-// X-Forwarded-*.
+// rewrite makes the request to servers of that to the edge. The proxy has taken off hop-by-hop headers.
 func (f *forward) rewrite(pr *httputil.ProxyRequest) {
 	out := pr.Out
 	out.URL.RawQuery = pr.In.URL.RawQuery // the proxy drops what it cannot read of it
 	for _, name := range []string{
 		"Connection", "Upgrade", // no protocol but HTTP
-		"Expect",                                          // was answered
-		"Cf-Connecting-Ip", "True-Client-Ip", "X-Real-Ip", // only the edge says who the client is
+		"Expect", // was answered
 	} {
 		out.Header.Del(name)
 	}
+	maps.DeleteFunc(out.Header, func(name string, _ []string) bool { return isForProxies(name) })
 	setAddress(out.Header, f.passage.Address)
 	if f.passage.Proto != "" {
 		out.Header.Set("X-Forwarded-Proto", f.passage.Proto)
@@ -109,6 +110,24 @@ func (f *forward) rewrite(pr *httputil.ProxyRequest) {
 	if out.Header.Get("Accept-Encoding") == "" { // or net/http would ask for gzip, and unpack it
 		out.Header.Set("Accept-Encoding", "identity")
 	}
+}
+
+// isForProxies reports whether a header is one by which proxies tell servers who the client is, how it came and where it wants
+// to go. Only the edge says so. Many servers take an underscore for a dash.
+func isForProxies(name string) bool {
+	name = strings.ReplaceAll(strings.ToLower(name), "_", "-")
+	for _, part := range [...]string{"forwarded", "client-ip", "clientip", "connecting-ip", "real-ip"} {
+		if strings.Contains(name, part) {
+			return true
+		}
+	}
+	switch name {
+	case "cf-pseudo-ipv4", "x-appengine-user-ip", "x-azure-socketip", "x-cluster-ip", "x-coming-from", "x-envoy-external-address",
+		"x-nf-client-connection-ip", "x-originating-ip", "x-remote-addr", "x-remote-ip", "x-source-ip", "x-true-ip",
+		"x-host", "x-original-host", "x-original-url", "x-rewrite-url":
+		return true
+	}
+	return false
 }
 
 // RoundTrip implements http.RoundTripper over the servers of the group.

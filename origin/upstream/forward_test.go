@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -127,6 +128,31 @@ func TestForwardOnTheWire(t *testing.T) {
 				t.Errorf("the server sees\n%swant\n%s %s\n%d bytes", seen, c.want, header, len(body))
 			}
 		})
+	}
+}
+
+// TestForwardTellsNoLies: only the edge says who the client is; servers count unknown apps by it (protocol 1.5, row 5b).
+func TestForwardTellsNoLies(t *testing.T) {
+	const lie = "198.51.100.1"
+	var seen http.Header
+	g := group(t, Options{URLs: []string{serve(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = r.Header }))}})
+	address, _ := edge(t, g)
+	header := http.Header{"X-App-Ip-Policy": {lie}}
+	for _, name := range []string{
+		"Forwarded", "X-Forwarded", "X-Forwarded-For", "X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Client-Cert", "X_Forwarded_For",
+		"X-Original-Forwarded-For", "X-Vercel-Forwarded-For", "X-Real-Ip", "X_real_ip", "X-Client-Ip", "Client-Ip", "X-Cluster-Client-Ip",
+		"True-Client-Ip", "Fastly-Client-Ip", "Fly-Client-Ip", "X-Azure-Clientip", "X-Azure-Socketip", "Cf-Connecting-Ip",
+		"Cf-Connecting-Ipv6", "Do-Connecting-Ip", "X-Envoy-External-Address", "X-Remote-Ip", "X-Original-Url", "X-Rewrite-Url",
+	} {
+		header[name] = []string{lie}
+	}
+	if _, _, err := send(t, "POST", address+"/channel_self", header, strings.NewReader(question)); err != nil {
+		t.Fatal(err)
+	}
+	for name, values := range seen {
+		if slices.Contains(values, lie) != (name == "X-App-Ip-Policy") {
+			t.Errorf("%s: %s", name, values)
+		}
 	}
 }
 

@@ -211,7 +211,9 @@ func TestAnswers(t *testing.T) {
 	}{
 		{"update", 200, `{"version":"1.0.1","url":"https://a/b.zip"}`, false},
 		{"blocked", 200, `{"error":"disable_auto_update_to_major"}`, false},
-		{"refused in a 200", 200, onPrem, false},
+		{"refused in a 200", 200, onPrem, true},
+		{"refused in a 404", 404, onPrem, true},
+		{"the word, but not as the code", 200, `{"version":"on_premise_app","url":"https://a/b.zip"}`, false},
 		{"bad request", 400, `{"error":"semver_error"}`, false},
 		{"not found", 404, "<html>", false},
 		{"forbidden", 403, "", false},
@@ -334,7 +336,7 @@ func TestFaults(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	refuses, alsoRefuses, answers, fails := says(429, onPrem), says(429, ""), says(200, upToDate), says(500, "")
-	throttles := says(429, "<html>")
+	throttles, blocks := says(429, "<html>"), says(200, `{"error":"provider_infrastructure_request_blocked","kind":"blocked"}`)
 	for _, c := range []struct {
 		name    string
 		servers []http.Handler
@@ -344,9 +346,13 @@ func TestRefusals(t *testing.T) {
 	}{
 		{"all refuse", []http.Handler{refuses, alsoRefuses, refuses}, "http://a", true, nil},
 		{"the last contradicts", []http.Handler{refuses, refuses, answers}, "http://c", false, nil},
+		{"refused with 200, and the next contradicts", []http.Handler{says(200, onPrem), answers}, "http://b", false, nil},
+		{"refused with 200, and confirmed", []http.Handler{says(200, onPrem), refuses}, "http://a", true, nil},
 		{"the first answers", []http.Handler{answers, refuses}, "http://a", false, nil},
 		{"a bad request contradicts", []http.Handler{refuses, says(400, "{}")}, "http://b", false, nil},
 		{"throttled, and the next answers", []http.Handler{throttles, answers}, "http://b", false, nil},
+		{"the edge's own address is refused, and the next answers", []http.Handler{blocks, answers}, "http://b", false, nil},
+		{"the edge's own address is refused everywhere", []http.Handler{fails, blocks}, "http://b", false, nil},
 		{"all throttle", []http.Handler{throttles, says(429, `{"error":"too_many_requests"}`)}, "http://a", false, nil},
 		{"throttled, and the rest fails", []http.Handler{fails, throttles}, "http://b", false, nil},
 		{"a throttled one might contradict", []http.Handler{refuses, throttles, refuses}, "http://b", false, nil},
