@@ -50,6 +50,7 @@ type Options struct {
 type File struct {
 	db     *bbolt.DB
 	file   *os.File
+	place  Place
 	broken atomic.Pointer[error]
 }
 
@@ -138,6 +139,9 @@ func open(o *Options) (*File, error) {
 		return err
 	})
 	if err == nil {
+		f.place, err = PlaceOf(o.Path, f.file)
+	}
+	if err == nil {
 		err = f.stamp(o.Format)
 	}
 	if err != nil {
@@ -201,8 +205,12 @@ func stampOf(format int) string {
 	return fmt.Sprintf("%s %08x", text, crc32.ChecksumIEEE([]byte(text)))
 }
 
-// Update runs a transaction that writes. When it returns nil, all of it is on disk; else nothing is, or all.
+// Update runs a transaction that writes. When it returns nil, all of it is on disk; else nothing is, or all. A file that is no
+// longer where it was opened is not written to: it returns ErrReplaced.
 func (f *File) Update(write func(*bbolt.Tx) error) error {
+	if err := f.place.Check(); err != nil {
+		return err
+	}
 	return f.run(func() error { return f.db.Update(write) })
 }
 

@@ -2,11 +2,13 @@ package boltfile
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -266,4 +268,80 @@ func TestPanic(t *testing.T) {
 		t.Errorf("an error of the transaction's own: %v", err)
 	}
 	use(t, f) // goes on
+}
+
+// TestReplaced: what was written into a file that has lost its name would be gone after a restart.
+func TestReplaced(t *testing.T) {
+	tests := []struct {
+		name string
+		do   func(path string) error
+	}{
+		{"removed", os.Remove},
+		{"replaced", func(path string) error {
+			return errors.Join(os.Rename(path, path+".old"), os.WriteFile(path, nil, 0o600))
+		}},
+		{"its directory is another", func(path string) error {
+			dir := filepath.Dir(path)
+			return errors.Join(os.Rename(dir, dir+".old"), os.Mkdir(dir, 0o700))
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if runtime.GOOS == "windows" {
+				t.Skip("here an open file keeps its name")
+			}
+			dir := filepath.Join(t.TempDir(), "storage")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(dir, "file.db")
+			f := openAt(t, path)
+			put := func(value string) error {
+				return f.Update(func(tx *bbolt.Tx) error {
+					b, err := tx.CreateBucketIfNotExists([]byte("rows"))
+					return cmp.Or(err, b.Put([]byte("k"), []byte(value)))
+				})
+			}
+			if err := put("before"); err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.do(path); err != nil {
+				t.Fatal(err)
+			}
+			if err := put("after"); !errors.Is(err, ErrReplaced) || !strings.Contains(err.Error(), path) {
+				t.Errorf("written to a file that is gone: %v", err)
+			}
+			err := f.View(func(tx *bbolt.Tx) error { // reads go on
+				if got := string(tx.Bucket([]byte("rows")).Get([]byte("k"))); got != "before" {
+					t.Errorf("%q", got)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestPutBack: a file that is where it was again is written to.
+func TestPutBack(t *testing.T) {
+	if runtime.GOOS == "windows" {
+		t.Skip("here an open file keeps its name")
+	}
+	path := filepath.Join(t.TempDir(), "file.db")
+	f := openAt(t, path)
+	nothing := func(*bbolt.Tx) error { return nil }
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Update(nothing); !errors.Is(err, ErrReplaced) {
+		t.Errorf("%v", err)
+	}
+	if err := os.Rename(path+".old", path); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Update(nothing); err != nil {
+		t.Errorf("it is back: %v", err)
+	}
 }

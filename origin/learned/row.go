@@ -52,7 +52,7 @@ func decodeObject(key string, value []byte) (o Object, day uint32, ok bool) {
 	}, binary.BigEndian.Uint32(value[dayAt:]), true
 }
 
-// An answer's value: when it was given, in milliseconds since 1970, then the answer.
+// An answer's value: when it was given, in milliseconds since 1970, then the answer. That of a note is made alike.
 const answerAt = 8
 
 func encodeAnswer(answer []byte, at time.Time) []byte {
@@ -76,7 +76,7 @@ func hourOf(t table, sealed []byte) int64 {
 	switch {
 	case t == objects && len(sealed) >= addressAt:
 		return int64(binary.BigEndian.Uint32(sealed[dayAt:]))*24 + 23
-	case t == answers && len(sealed) >= answerAt:
+	case t != objects && len(sealed) >= answerAt:
 		return int64(binary.BigEndian.Uint64(sealed)) / time.Hour.Milliseconds()
 	}
 	return 0 // damaged

@@ -1,12 +1,12 @@
 // Package learned keeps what an edge has learned from an upstream and must still know after a restart: what the addresses
-// that it gave out stand for, and the answers it got.
+// that it gave out stand for, the answers it got, and notes of what it found out.
 //
 // There are two promises. What an object's address stands for is on disk before Put returns, because it is answered then
-// and clients come back with it (contract 3). Answers are kept as well as it goes: they are written behind, in batches, and
-// nobody waits for them.
+// and clients come back with it (contract 3). Answers and notes are kept as well as it goes: they are written behind, in
+// batches, and nobody waits for them.
 //
-// Everything belongs to a scope, the identity of the upstream it was learned from. The file has a bound; what was not used
-// for the longest time goes first.
+// Everything belongs to a scope, the identity of the upstream it was learned from. The file has a bound; of objects and
+// answers what was not used for the longest time goes first. Notes are small and few, and stay.
 package learned
 
 import (
@@ -46,7 +46,8 @@ const (
 	flushEvery = time.Second // how long they wait
 )
 
-// format is the layout of the file: see keyOf, Object.encode and encodeAnswer.
+// format is the layout of the file: see keyOf, Object.encode and encodeAnswer. Releases before the notes know nothing of
+// their table, and let it be.
 const format = 1
 
 // Options configure a Store.
@@ -81,15 +82,15 @@ type Store struct {
 
 // Stats count what a Store holds and did.
 type Stats struct {
-	Objects, Answers int    // on disk
-	Bytes            int64  // of the file, in use
-	FileBytes        int64  // of the file
-	Waiting          int    // bytes that wait for being written behind
-	Commits          uint64 // writes to disk, each of any number of rows
-	Failures         uint64 // those that failed
-	Dropped          uint64 // rows that were to be written behind and were not
-	Swept            uint64 // rows that went because of the bound
-	Damaged          uint64 // rows that were read and were not what was written
+	Objects, Answers, Notes int    // on disk
+	Bytes                   int64  // of the file, in use
+	FileBytes               int64  // of the file
+	Waiting                 int    // bytes that wait for being written behind
+	Commits                 uint64 // writes to disk, each of any number of rows
+	Failures                uint64 // those that failed
+	Dropped                 uint64 // rows that were to be written behind and were not
+	Swept                   uint64 // rows that went because of the bound
+	Damaged                 uint64 // rows that were read and were not what was written
 }
 
 // Scope is what was learned from one upstream.
@@ -104,11 +105,12 @@ type table uint8
 const (
 	objects table = iota
 	answers
+	notes
 	tables
 )
 
 // buckets are the tables' names in the file.
-var buckets = [tables][]byte{objects: []byte("objects"), answers: []byte("answers")}
+var buckets = [tables][]byte{objects: []byte("objects"), answers: []byte("answers"), notes: []byte("notes")}
 
 // rowKey is a table, then the row's key in it.
 type rowKey string
@@ -169,7 +171,8 @@ func (s *Store) Stats() Stats {
 		Damaged: s.damaged.Load(),
 	}
 	_ = s.file.View(func(tx *bbolt.Tx) error {
-		stats.Objects, stats.Answers = int(tx.Bucket(buckets[objects]).Sequence()), int(tx.Bucket(buckets[answers]).Sequence())
+		rows := openLedger(tx).rows
+		stats.Objects, stats.Answers, stats.Notes = int(rows[objects]), int(rows[answers]), int(rows[notes])
 		stats.Bytes, stats.FileBytes = inUse(tx), tx.Size()
 		return nil
 	})
@@ -193,6 +196,12 @@ func (c *Scope) keyOf(t table, app, key string) (rowKey, error) {
 }
 
 func (k rowKey) table() table { return table(k[0]) }
+
+// app is the part of the key that all rows of its app in its table begin with.
+func (k rowKey) app() rowKey {
+	const before = 1 + len(Scope{}.key)
+	return k[:before+strings.IndexByte(string(k[before:]), 0)+1]
+}
 
 // inTable is the key within its table.
 func (k rowKey) inTable() []byte { return []byte(k[1:]) }

@@ -464,6 +464,7 @@ func TestDamage(t *testing.T) {
 	c := s.Scope(scope)
 	put(t, c, zip, delta)
 	c.Save(app, "k", []byte("answer"), time.Now())
+	c.Note(app, "k", []byte("note"))
 	closed(t, s)
 	f, err := boltfile.Open(boltfile.Options{Path: path, Format: format})
 	if err != nil {
@@ -491,7 +492,11 @@ func TestDamage(t *testing.T) {
 	}
 	wantObject(t, c, delta)
 	wantAnswer(t, c, "k", "")
+	wantNote(t, c, "k", "")
 	if err := c.Each(t.Context(), app, func(string, []byte, time.Time) bool { t.Error("it is read"); return true }); err != nil {
+		t.Error(err)
+	}
+	if err := c.Notes(app, func(string, []byte) bool { t.Error("it is read"); return true }); err != nil {
 		t.Error(err)
 	}
 	put(t, c, zip)
@@ -600,7 +605,7 @@ func TestModel(t *testing.T) {
 		s := openAt(t, path, Options{})
 		defer func() { _ = s.Close() }()
 		type key struct{ scope, app, key string }
-		known, saved := map[key]Object{}, map[key]string{}
+		known, saved, noted := map[key]Object{}, map[key]string{}, map[key]string{}
 		draw := func() key {
 			return key{
 				rapid.SampledFrom([]string{"a", "b"}).Draw(rt, "scope"), rapid.SampledFrom([]string{"x.y", "x.z"}).Draw(rt, "app"),
@@ -620,6 +625,11 @@ func TestModel(t *testing.T) {
 				k, answer := draw(), rapid.StringN(0, 5, -1).Draw(rt, "answer")
 				s.Scope(k.scope).Save(k.app, k.key, []byte(answer), time.Now())
 				saved[k] = answer
+			},
+			"note": func(*rapid.T) {
+				k, note := draw(), rapid.StringN(0, 2, -1).Draw(rt, "note") // none removes it
+				s.Scope(k.scope).Note(k.app, k.key, []byte(note))
+				noted[k] = note
 			},
 			"drop": func(*rapid.T) {
 				d := draw()
@@ -660,6 +670,9 @@ func TestModel(t *testing.T) {
 							want, ok := known[k]
 							if got, found := c.Find(app, name); found != ok || got != want {
 								rt.Fatalf("%v: %+v, want %+v", k, got, want)
+							}
+							if got, found := c.FindNote(app, name); found != (noted[k] != "") || string(got) != noted[k] {
+								rt.Fatalf("%v: note %q, want %q", k, got, noted[k])
 							}
 							answer, ok := saved[k]
 							if got, _, found := c.Load(app, name); found != ok || string(got) != answer {

@@ -72,34 +72,71 @@ func (s *Store) remove(excess int64) error {
 	return nil
 }
 
+// notesShare is the part of the bound that notes may take. Only what is beyond it goes.
+const notesShare = 0.25
+
 // oldest returns the keys of rows of so many bytes, and whether objects that were used today are among them. First it adds up
 // how much there is of each hour, so that only keys that go are held.
 func (s *Store) oldest(excess int64) (keys []rowKey, current bool, err error) {
 	today := int64(dayOf(time.Now())) * 24
 	err = s.file.View(func(tx *bbolt.Tx) error {
-		hours := map[int64]int64{}
-		if err := eachRow(tx, func(_ table, _ []byte, hour, size int64) { hours[hour] += size }); err != nil {
+		used, noted, notesSize := hours{}, hours{}, int64(0)
+		err := eachRow(tx, func(t table, _ []byte, hour, size int64) {
+			if t == notes {
+				noted[hour] += size
+				notesSize += size
+			} else {
+				used[hour] += size
+			}
+		})
+		if err != nil {
 			return err
 		}
-		newest, left := int64(0), excess // left: what is taken of the newest hour that goes
-		for _, hour := range slices.Sorted(maps.Keys(hours)) {
-			if newest = hour; hours[hour] >= left {
-				break
-			}
-			left -= hours[hour]
-		}
+		notesExcess := max(0, notesSize-int64(notesShare*float64(s.most)))
+		cutNotes, cutOthers := noted.cut(notesExcess), used.cut(excess-notesExcess)
 		return eachRow(tx, func(t table, key []byte, hour, size int64) {
-			switch {
-			case hour > newest, hour == newest && left <= 0:
-				return
-			case hour == newest:
-				left -= size
+			cut := cutOthers
+			if t == notes {
+				cut = cutNotes
 			}
-			keys = append(keys, rowKey(append([]byte{byte(t)}, key...)))
-			current = current || t == objects && hour >= today
+			if cut.takes(hour, size) {
+				keys = append(keys, rowKey(append([]byte{byte(t)}, key...)))
+				current = current || t == objects && hour >= today
+			}
 		})
 	})
 	return keys, current, err
+}
+
+// hours are the bytes of rows, by the hour in which they were used last.
+type hours map[int64]int64
+
+// cut is where the oldest rows of so many bytes end.
+func (h hours) cut(excess int64) *cut {
+	c := &cut{left: excess}
+	for _, hour := range slices.Sorted(maps.Keys(h)) {
+		if c.newest = hour; h[hour] >= c.left {
+			break
+		}
+		c.left -= h[hour]
+	}
+	return c
+}
+
+type cut struct {
+	newest int64 // hour that is taken of
+	left   int64 // bytes that are taken of it
+}
+
+// takes reports whether a row goes. It is asked once for each.
+func (c *cut) takes(hour, size int64) bool {
+	switch {
+	case hour > c.newest, hour == c.newest && c.left <= 0:
+		return false
+	case hour == c.newest:
+		c.left -= size
+	}
+	return true
 }
 
 func eachRow(tx *bbolt.Tx, f func(t table, key []byte, hour, size int64)) error {

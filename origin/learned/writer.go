@@ -31,23 +31,23 @@ const maxBatch = 256
 // later leaves a row to be written behind. Reads have it at once.
 func (s *Store) later(k rowKey, sealed []byte) {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.laterLocked(k, sealed)
+}
+
+func (s *Store) laterLocked(k rowKey, sealed []byte) {
 	total := s.bytes + len(k) + len(sealed)
 	if old, ok := s.behind[k]; ok {
 		total -= len(k) + len(old)
 	}
-	fits := total <= int(min(maxWaiting, s.most/16))
-	first := fits && len(s.behind) == 0
-	if fits {
-		s.behind[k], s.bytes = sealed, total
-	}
-	s.mu.Unlock()
-	if !fits {
+	if total > int(min(maxWaiting, s.most/16)) {
 		s.dropped.Add(1)
 		return
 	}
-	if first {
+	if len(s.behind) == 0 {
 		time.AfterFunc(flushEvery, s.flush)
 	}
+	s.behind[k], s.bytes = sealed, total
 }
 
 // flush has what waits written.
@@ -72,7 +72,7 @@ func (s *Store) commit(batch []*change) {
 	if err == nil {
 		s.noteLocked(batch)
 	} else {
-		s.dropped.Add(uint64(len(s.going)))
+		s.unwrittenLocked()
 	}
 	s.going = nil
 	s.mu.Unlock()
@@ -86,6 +86,17 @@ func (s *Store) commit(batch []*change) {
 		err = s.sweep()
 	}
 	s.judge(err)
+}
+
+// unwrittenLocked drops what was to be written behind and could not be. Notes wait again: nobody comes to write them anew.
+func (s *Store) unwrittenLocked() {
+	for k, sealed := range s.going {
+		if k.table() != notes {
+			s.dropped.Add(1)
+		} else if _, newer := s.behind[k]; !newer {
+			s.laterLocked(k, sealed)
+		}
+	}
 }
 
 // store is the transaction of a commit.
@@ -163,10 +174,11 @@ func (s *Store) judge(err error) {
 type ledger struct {
 	buckets [tables]*bbolt.Bucket
 	rows    [tables]uint64
+	noted   map[rowKey]bool // the apps that have new notes, by what their keys begin with
 }
 
 func openLedger(tx *bbolt.Tx) *ledger {
-	l := &ledger{}
+	l := &ledger{noted: map[rowKey]bool{}}
 	for t, name := range buckets {
 		l.buckets[t] = tx.Bucket(name)
 		l.rows[t] = l.buckets[t].Sequence()
@@ -185,10 +197,13 @@ func (l *ledger) put(k rowKey, value []byte) error {
 // putBehind puts a row that nobody waited for. It never changes what an object's key stands for: if that is something else
 // now, somebody waited for it.
 func (l *ledger) putBehind(k rowKey, value []byte) error {
-	if k.table() == objects {
-		if there := l.buckets[objects].Get(k.inTable()); there != nil && !sameObject(there, value) {
-			return nil
-		}
+	switch t, there := k.table(), l.buckets[k.table()].Get(k.inTable()); {
+	case t == objects && there != nil && !sameObject(there, value):
+		return nil
+	case t == notes && isRemoval(value):
+		return l.delete(k)
+	case t == notes:
+		l.noted[k.app()] = true
 	}
 	return l.put(k, value)
 }
@@ -217,7 +232,13 @@ func (l *ledger) drop(prefix rowKey) error {
 	return nil
 }
 
+// close ends the ledger. It bounds the notes of apps, and writes how many rows there are.
 func (l *ledger) close() error {
+	for app := range l.noted {
+		if err := l.trimNotes(app); err != nil {
+			return err
+		}
+	}
 	for t, b := range l.buckets {
 		if b.Sequence() != l.rows[t] {
 			if err := b.SetSequence(l.rows[t]); err != nil {

@@ -1,0 +1,34 @@
+package boltfile
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// ErrReplaced: the file's name is no more that of the file which is open. What is written to that one is gone when it is closed.
+var ErrReplaced = errors.New("the file was removed or replaced while it is in use; put it back, or restart to go on with what is there now")
+
+// Place is the name of an open file. Whoever has the file open need not notice that its name is gone, or another file's.
+type Place struct {
+	path string
+	open os.FileInfo
+}
+
+// PlaceOf notes that a file is open under a name.
+func PlaceOf(path string, file *os.File) (Place, error) {
+	info, err := file.Stat()
+	return Place{path, info}, err
+}
+
+// Check returns ErrReplaced if the name is another file's by now, or nobody's. It takes a system call.
+func (p Place) Check() error {
+	info, err := os.Stat(p.path)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrReplaced, err)
+	}
+	if !os.SameFile(info, p.open) {
+		return fmt.Errorf("%w: %s", ErrReplaced, p.path)
+	}
+	return nil
+}
