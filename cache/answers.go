@@ -37,9 +37,9 @@ type Verdict uint8
 
 // The verdicts.
 const (
-	Keep Verdict = iota // by the ages
-	Pass                // it is for the one device that asked, this once; the upstream knows the group
-	PassUnknown         // likewise, but it says nothing of the group, which stays a stranger if it is one
+	Keep        Verdict = iota // by the ages
+	Pass                       // it is for the one device that asked, this once; the upstream knows the group
+	PassUnknown                // likewise, but it says nothing of the group, which stays a stranger if it is one
 	// Refused says that the upstream knows nothing of the whole group. It is believed of a group of which nothing was ever
 	// known, for Ages.Negative; of any other it is an outage.
 	Refused
@@ -58,14 +58,19 @@ type Reply[V any] struct {
 // Asker asks the upstream a question as the given device, by one request. An error means that there is no answer: it
 // failed, or it was not asked (ErrNotAsked). The context is not that of a client, and the call may come after the Get
 // it was made for has returned, as another device, and beside others of its kind: an Asker owns all that it needs.
-type Asker[V any] func(ctx context.Context, device string) (Reply[V], error)
+//
+// For another device, like is what the upstream answered to one that asked the same: a request as that device must look
+// like the one that brought it. What the asking device says besides, beyond the question's key, is its own.
+type Asker[V any] func(ctx context.Context, device string, like V) (Reply[V], error)
 
 // Terms say how the answers of one upstream are kept. They must not be changed once in use.
 type Terms struct {
 	Mode PerDevice
 	Ages Ages
-	// Admit is asked before a group of which nothing is known costs the upstream a request.
-	Admit func() bool
+	// Admit is asked before a group of which nothing is known costs the upstream a request, and Dismiss called if that brought no
+	// answer: then it has cost nothing. Dismiss may be nil.
+	Admit   func() bool
+	Dismiss func()
 }
 
 // Question is what a device asks.
@@ -121,8 +126,14 @@ type Recalled struct {
 	// Known: a copy of an answer is kept, or about to be. Then the upstream has answered for the group, so a refusal is an outage,
 	// whatever question comes first.
 	Known     bool
-	Differing []string // the devices that SaveDiffers was given, the oldest first
-	Mark      Mark     // the newest that SaveMark was given
+	Differing []Differing // the devices that SaveDiffers was given, the oldest first
+	Mark      Mark        // the newest that SaveMark was given
+}
+
+// Differing is a device that is asked for by itself, as it may be answered otherwise since a time.
+type Differing struct {
+	Device string
+	Since  time.Time
 }
 
 // Mark says how often in a row the devices of a group were found to differ, and when they are to be compared again. The zero

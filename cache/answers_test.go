@@ -55,7 +55,7 @@ func (u *fakeUpstream) do(f func()) {
 }
 
 func (u *fakeUpstream) asker(key string) Asker[string] {
-	return func(ctx context.Context, device string) (Reply[string], error) {
+	return func(ctx context.Context, device, _ string) (Reply[string], error) {
 		u.mu.Lock()
 		u.asks = append(u.asks, ask{time.Now(), key, device})
 		answer, delay, err := u.answer, u.delay, u.err

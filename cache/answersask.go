@@ -66,7 +66,7 @@ func (a *Answers[V]) beginLocked(g *group[V], q *Question[V], w *inquiry[V]) *as
 		g.meeting = c
 	}
 	if id.device == "" {
-		check := s.has && s.validated >= g.notBeforeLocked("") && time.Duration(now-s.validated) < w.terms.Ages.Fresh && s.shared
+		check := s.has && s.validated >= g.notBefore && time.Duration(now-s.validated) < w.terms.Ages.Fresh && s.shared
 		if g.takeLocked(now, check) && check {
 			a.counts.checks.Add(1)
 		}
@@ -127,15 +127,20 @@ func (a *Answers[V]) request(c *asking[V], w *inquiry[V]) (Reply[V], error) {
 		a.counts.busy.Add(1)
 		return Reply[V]{}, ErrBusy
 	}
-	return a.ask(w, c.of.device)
+	var none V
+	reply, err := a.ask(w, c.of.device, none)
+	if c.meets && err != nil && w.terms.Dismiss != nil {
+		w.terms.Dismiss()
+	}
+	return reply, err
 }
 
 // ask asks the upstream as the given device.
-func (a *Answers[V]) ask(w *inquiry[V], device string) (reply Reply[V], err error) {
+func (a *Answers[V]) ask(w *inquiry[V], device string, like V) (reply Reply[V], err error) {
 	ctx, cancel := context.WithTimeout(a.ctx, loadTimeout)
 	defer cancel()
 	err = safely(func() (err error) {
-		reply, err = w.asker(ctx, device)
+		reply, err = w.asker(ctx, device, like)
 		return err
 	})
 	switch {
@@ -172,7 +177,7 @@ func (a *Answers[V]) restore(g *group[V], s *slot[V], c *asking[V], w *inquiry[V
 		return false
 	}
 	at := a.now() - int64(age)
-	if at < g.forgotten {
+	if at < g.forgotten || at < g.wroteLocked(s.id.device) {
 		return false
 	}
 	reply := Reply[V]{Value: kept.Value, Offer: kept.Offer}
@@ -268,8 +273,11 @@ func (g *group[V]) meetLocked(now int64, n *news[V]) {
 // storeLocked puts an answer that the upstream gave to device in s, and has a copy kept of it now and then.
 func (a *Answers[V]) storeLocked(g *group[V], s *slot[V], reply *Reply[V], device string, began int64, n *news[V]) {
 	now := a.now()
+	if s.id.device != "" && began < g.wroteLocked(s.id.device) {
+		return
+	}
 	validated := now
-	if began < g.notBeforeLocked(device) { // it may be of before the purge, or of before the device's write
+	if began < max(g.notBefore, g.wroteLocked(device)) { // it may be of before the purge, or of before the device's write
 		validated = began
 	}
 	if !s.has || s.offer != reply.Offer || !a.options.Same(s.value, reply.Value) {

@@ -132,7 +132,7 @@ func (a *Answers[V]) learnDeviceLocked(g *group[V], s *slot[V], c *asking[V], w 
 	switch {
 	case g.auto && base.has && !same && base.settling: // it will be found again if it matters
 	case g.auto && base.has && !same && len(g.othersLocked(base, c.of.device)) > 0:
-		n.compare = &comparison[V]{base: base, asked: c, others: g.othersLocked(base, c.of.device)}
+		n.compare = &comparison[V]{base: base, like: base.value, asked: c, others: g.othersLocked(base, c.of.device)}
 	default:
 		if g.marked && same && !slices.Contains(base.devices, c.of.device) {
 			g.agreed++
@@ -176,6 +176,7 @@ func (a *Answers[V]) adoptLocked(
 // comparison finds out what it means that a device was given something else than others that asked the same.
 type comparison[V any] struct {
 	base   *slot[V]
+	like   V          // what base held
 	asked  *asking[V] // what brought the difference to light
 	others []string   // devices that were given what base holds
 	need   int        // how many of them must be given the new answer too
@@ -217,7 +218,7 @@ func (a *Answers[V]) settle(x *comparison[V], w *inquiry[V]) finding[V] {
 	first := given[V]{x.asked.of.device, x.asked.reply}
 	f := finding[V]{replies: []given[V]{first}}
 	for _, device := range x.others[:x.need] {
-		other, err := a.askAgain(w, device)
+		other, err := a.askAgain(w, device, x.like)
 		if err != nil {
 			return finding[V]{err: err}
 		}
@@ -225,7 +226,8 @@ func (a *Answers[V]) settle(x *comparison[V], w *inquiry[V]) finding[V] {
 			f.replies = append(f.replies, other)
 			continue
 		}
-		again, err := a.askAgain(w, first.device)
+		var none V
+		again, err := a.askAgain(w, first.device, none)
 		if err != nil {
 			return finding[V]{err: err}
 		}
@@ -234,8 +236,8 @@ func (a *Answers[V]) settle(x *comparison[V], w *inquiry[V]) finding[V] {
 	return f
 }
 
-func (a *Answers[V]) askAgain(w *inquiry[V], device string) (given[V], error) {
-	reply, err := a.ask(w, device)
+func (a *Answers[V]) askAgain(w *inquiry[V], device string, like V) (given[V], error) {
+	reply, err := a.ask(w, device, like)
 	if err == nil && reply.Verdict != Keep {
 		err = fmt.Errorf("comparing devices: %w", ErrRefused)
 	}

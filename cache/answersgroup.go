@@ -155,6 +155,8 @@ func (g *group[V]) servesLocked(t *Terms, s *slot[V], q *Question[V]) bool {
 	switch {
 	case s == nil || !s.has:
 		return false
+	case s.id.device != "" && s.validated < g.wroteLocked(s.id.device):
+		return false
 	case s.id.device != "" || s.shared || t.Mode == PerDeviceOff || slices.Contains(s.devices, q.Device):
 		return true
 	}
@@ -166,7 +168,7 @@ func (g *group[V]) servesLocked(t *Terms, s *slot[V], q *Question[V]) bool {
 func (g *group[V]) byAgeLocked(t *Terms, s *slot[V], q *Question[V], now, since int64, check bool) step[V] {
 	ages, age := &t.Ages, time.Duration(now-s.validated)
 	usable := s.usable(t, now)
-	current := usable && s.validated >= g.notBeforeLocked(s.id.device)
+	current := usable && s.validated >= g.notBefore
 	next := step[V]{decided: true, value: s.value, state: Stale}
 	if current && (age < ages.Fresh || s.validated >= since) {
 		next.state = Fresh
@@ -225,15 +227,14 @@ func unavailable[V any](err error) step[V] {
 	return step[V]{decided: true, state: Unavailable, err: err}
 }
 
-// notBeforeLocked is when the oldest answer was given that is not outdated by a purge, or by a write of the device.
-func (g *group[V]) notBeforeLocked(device string) int64 {
-	at := g.notBefore
-	if g.differs != nil && device != "" {
+// wroteLocked is since when a device may be answered otherwise: by what it was given before it would undo its own write.
+func (g *group[V]) wroteLocked(device string) int64 {
+	if g.differs != nil {
 		if wrote, ok := g.differs.Peek(device); ok {
-			at = max(at, wrote)
+			return wrote
 		}
 	}
-	return at
+	return math.MinInt64
 }
 
 // young is the age up to which an answer is given without waiting.

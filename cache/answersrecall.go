@@ -40,9 +40,10 @@ func (a *Answers[V]) recall(g *group[V], c *asking[V], auto bool) {
 		}
 		a.remarkLocked(g, kept.Mark, &n)
 	}
-	for _, device := range kept.Differing {
-		if g.differs == nil || !g.differs.Contains(device) {
-			a.differLocked(g, device, c.began, &n) // it may have written since its copy was kept
+	for _, d := range kept.Differing {
+		since := min(a.clock(d.Since), c.began) // the clock may have been set back
+		if g.wroteLocked(d.Device) < since {
+			a.differLocked(g, d.Device, since, &n)
 		}
 	}
 	g.asks--

@@ -14,7 +14,7 @@ type fakeStore struct {
 	delay   time.Duration // guarded by mu, as all below
 	panics  bool
 	recalls int // how often it was asked
-	differs []string
+	differs []Differing
 	mark    Mark
 }
 
@@ -47,7 +47,7 @@ func anew(t *testing.T, u *fakeUpstream, st *fakeStore, mode PerDevice) *site {
 	s.options.SaveDiffers = func(_ Key, device string) {
 		st.mu.Lock()
 		defer st.mu.Unlock()
-		st.differs = append(st.differs, device)
+		st.differs = append(st.differs, Differing{device, time.Now()})
 	}
 	return s
 }
@@ -149,11 +149,11 @@ func TestAnswersDiffersKept(t *testing.T) {
 			u.asked()
 			after := anew(t, u, st, mode)
 			after.Differs(appKey, "late")
-			want(t, after.get(t, "k", "self"), "loaded k beta") // its copy may be of before its last write
+			want(t, after.get(t, "k", "self"), "loaded k beta")
 			want(t, after.get(t, "k", "self"), "fresh k beta")
 			want(t, after.get(t, "k", "d"), "loaded k 1")
 			want(t, after.get(t, "k", "e"), "fresh k 1")
-			wantAsks(t, u, 1)
+			wantAsks(t, u, 0) // all have copies
 			time.Sleep(time.Hour)
 			u.do(func() { u.err = errDown })
 			down := anew(t, u, st, mode)
@@ -163,6 +163,12 @@ func TestAnswersDiffersKept(t *testing.T) {
 				t.Error("a device that is known to differ marks the group")
 			}
 			wantAccounts(t, down)
+			time.Sleep(time.Hour)
+			down.Differs(appKey, "self") // what it was given before would undo what it chose
+			for _, s := range []*site{down, anew(t, u, st, mode)} {
+				want(t, s.get(t, "k", "self"), "unavailable: "+errDown.Error())
+				want(t, s.get(t, "k", "d"), "stale k 1")
+			}
 		})
 	}
 }
@@ -172,7 +178,7 @@ func TestAnswersDiffersKeptOverflow(t *testing.T) {
 	relay(t, PerDeviceAuto, offering("1"), func(t *testing.T, _ *site, u *fakeUpstream) {
 		st := &fakeStore{}
 		for i := range maxDiffers + 1 {
-			st.differs = append(st.differs, fmt.Sprint("d", i))
+			st.differs = append(st.differs, Differing{fmt.Sprint("d", i), time.Now()})
 		}
 		s := anew(t, u, st, PerDeviceAuto)
 		want(t, s.get(t, "k", "d0"), "loaded k 1")

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
-	"golang.org/x/time/rate"
 
 	"github.com/capgo-edge/capgo-edge/cache"
 )
@@ -15,23 +14,48 @@ import (
 // admission holds down what apps cost an upstream that it never knew: anyone can make app ids up, and the official server
 // answers nothing any more to an address that asked for 5 unknown apps in 15 minutes (protocol 1.5, row 5b).
 type admission struct {
-	all *rate.Limiter
+	began time.Time // what the times below count from
 
-	mu      sync.Mutex
-	clients *simplelru.LRU[netip.Prefix, *rate.Limiter] // by network; guarded by mu
+	mu        sync.Mutex
+	clients   *simplelru.LRU[netip.Prefix, *recentAsks] // by network; guarded by mu, as all below
+	perMinute int
+	left      float64 // of the requests that all clients have together, at the time filled
+	filled    time.Duration
 }
 
-// A network may ask for so many apps that are unknown here, then for one more every so often: the server it is passed on to
-// allows one more.
+// A network may have the upstream asked so often within so long. The upstream counts what arrives, and one more is too much: the
+// first request may have taken longer than the last.
 const (
-	unknownPerClient = 4
-	unknownInterval  = 15 * time.Minute / unknownPerClient
-	maxClients       = 1 << 14
+	asksPerClient = 4
+	askWindow     = 15*time.Minute + 10*time.Second
+	maxClients    = 1 << 14
 )
 
+// recentAsks are the times at which a client had the upstream asked, within the window.
+type recentAsks struct {
+	at [asksPerClient]time.Duration // the oldest first
+	n  int
+}
+
+// newAdmission lets so many requests a minute through, all clients together.
 func newAdmission(perMinute int) *admission {
-	clients, _ := simplelru.NewLRU[netip.Prefix, *rate.Limiter](maxClients, nil) // fails only for a size below 1
-	return &admission{all: rate.NewLimiter(rate.Limit(float64(perMinute)/60), perMinute), clients: clients}
+	clients, _ := simplelru.NewLRU[netip.Prefix, *recentAsks](maxClients, nil) // fails only for a size below 1
+	return &admission{began: time.Now(), clients: clients, perMinute: perMinute, left: float64(perMinute)}
+}
+
+// retune changes how many requests a minute are let through; what was let through counts on.
+func (a *admission) retune(perMinute int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fillLocked(time.Since(a.began))
+	a.perMinute = perMinute
+	a.left = min(a.left, float64(perMinute))
+}
+
+// fillLocked adds what has become free since the last time: a minute's worth at the most.
+func (a *admission) fillLocked(now time.Duration) {
+	a.left = min(a.left+(now-a.filled).Minutes()*float64(a.perMinute), float64(a.perMinute))
+	a.filled = now
 }
 
 // allow reports whether the upstream may be asked about one more unknown app for a client. A client without an address
@@ -39,13 +63,66 @@ func newAdmission(perMinute int) *admission {
 func (a *admission) allow(client netip.Addr) bool {
 	network := clientNetwork(client)
 	a.mu.Lock()
-	limiter, ok := a.clients.Get(network)
+	defer a.mu.Unlock()
+	now := time.Since(a.began)
+	asks, ok := a.clients.Get(network)
 	if !ok {
-		limiter = rate.NewLimiter(rate.Every(unknownInterval), unknownPerClient)
-		a.clients.Add(network, limiter)
+		asks = new(recentAsks)
 	}
-	a.mu.Unlock()
-	return limiter.Allow() && a.all.Allow()
+	a.fillLocked(now)
+	if !asks.room(now) || a.left < 1 {
+		return false
+	}
+	a.left--
+	asks.at[asks.n] = now
+	asks.n++
+	a.clients.Add(network, asks)
+	return true
+}
+
+// room reports whether there may be one more, and forgets those that the window has passed.
+func (r *recentAsks) room(now time.Duration) bool {
+	past := 0
+	for past < r.n && now-r.at[past] >= askWindow {
+		past++
+	}
+	r.n = copy(r.at[:], r.at[past:r.n])
+	return r.n < asksPerClient
+}
+
+// giveBack undoes the newest allow of a client: the upstream did not get the request, or gave no answer.
+func (a *admission) giveBack(client netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if asks, ok := a.clients.Get(clientNetwork(client)); ok && asks.n > 0 {
+		asks.n--
+		a.left = min(a.left+1, float64(a.perMinute))
+	}
+}
+
+// admissions are those of all upstreams, by identity: an upstream counts a client's requests whatever site they come through.
+// The zero value has none.
+type admissions struct {
+	mu sync.Mutex
+	of map[string]*admission // guarded by mu
+}
+
+// admissionOf is the admission to an upstream. Sites and configurations share it; the newest one says how many requests a minute
+// it has.
+func (r *runtime) admissionOf(identity string, perMinute int) *admission {
+	all := &r.admissions
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if a := all.of[identity]; a != nil {
+		a.retune(perMinute)
+		return a
+	}
+	if all.of == nil {
+		all.of = map[string]*admission{}
+	}
+	a := newAdmission(perMinute)
+	all.of[identity] = a
+	return a
 }
 
 // clientNetwork is the part of an address that one client has: all of IPv4, and what is routed to one in IPv6.
@@ -70,5 +147,6 @@ func (l *relay) termsFor(r *http.Request, app cache.Key) *cache.Terms {
 	}
 	client, terms := clientOf(r).Address, l.terms
 	terms.Admit = func() bool { return l.admission.allow(client) }
+	terms.Dismiss = func() { l.admission.giveBack(client) }
 	return &terms
 }

@@ -12,12 +12,13 @@ import (
 
 // scratch is what one request needs and the next can use again.
 type scratch struct {
-	parser resolver.CheckParser
-	check  resolver.Check
-	body   []byte
-	answer []byte
-	key    []byte
-	large  int64 // bytes of body that count against largeBodies
+	parser  resolver.CheckParser
+	check   resolver.Check
+	body    []byte
+	answer  []byte
+	key     []byte
+	large   int64  // bytes that count against largeBodies
+	network uint64 // that they count against, too
 
 	events   resolver.EventParser
 	channels resolver.ChannelParser
@@ -31,8 +32,7 @@ const maxScratch = 256 << 10
 func (h *Handler) takeScratch() *scratch { return h.scratch.Get().(*scratch) }
 
 func (h *Handler) giveScratch(s *scratch) {
-	h.runtime.largeBodies.give(s.large)
-	s.large = 0
+	h.giveLarge(s, s.large)
 	if cap(s.body) > maxScratch || cap(s.answer) > maxScratch {
 		return
 	}
@@ -74,6 +74,9 @@ const (
 	codeUnavailable = "service_unavailable"
 	codeTooLarge    = "payload_too_large"
 	codeMethod      = "method_not_allowed"
+	codeInvalidBody = "invalid_json_body"
+
+	messageTwoApps = "The body names more than one app_id, in one spelling or several"
 )
 
 // refuseMethod answers a method the path does not have.

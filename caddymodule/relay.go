@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,6 +37,7 @@ type relay struct {
 	shelf     *shelf // of the objects that answers lead to
 
 	foreign, official resolver.KeyFields
+	variant           [8]byte                       // of what is made of the upstream's answers here: other settings make another
 	servers           map[string]*resolver.Upstream // by name
 	external          *origin.External
 	recall            sync.Once
@@ -58,6 +60,7 @@ func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
 		return nil, err
 	}
 	l.scope = l.group.Identity()
+	l.variant = l.config.variant()
 	if l.foreign, err = resolver.NewKeyFields(true, l.config.KeyFields...); err != nil {
 		return nil, fmt.Errorf("key_fields: %w", err)
 	}
@@ -86,7 +89,7 @@ func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
 		},
 		Admit: func() bool { return true }, // of an app that nothing is known of, termsFor asks for more
 	}
-	l.admission = newAdmission(l.config.UnknownPerMinute)
+	l.admission = r.admissionOf(l.scope, l.config.UnknownPerMinute)
 	return l, nil
 }
 
@@ -110,7 +113,7 @@ type relayed struct {
 	body       []byte            // as it came
 	server     string
 	event      string // the action that the upstream notes for it
-	request    []byte // the check that it answers, without custom_id
+	request    []byte // the check that it answers, with what all that share the answer have in common; may be nil
 }
 
 func (a *relayed) size() int64 {
@@ -138,7 +141,7 @@ func (l *relay) keyFields() (fields resolver.KeyFields, official bool) {
 	return l.foreign, false
 }
 
-// makesNote stands for an app in what is kept of the servers: whether each has told that it is an official one. That must be
+// makesNote stands for an app in the notes of the servers: whether each has told that it is an official one. That must be
 // known after a restart, too: answers are found again by the same fields only.
 const makesNote = "official servers"
 
@@ -150,7 +153,7 @@ func (l *relay) recallMakes() {
 	l.makesMu.Lock()
 	defer l.makesMu.Unlock()
 	for _, server := range l.names {
-		if note, _, ok := kept.Load(makesNote, server); ok {
+		if note, ok := kept.FindNote(makesNote, server); ok {
 			l.makes[server] = string(note) == "true"
 		}
 	}
@@ -168,7 +171,7 @@ func (l *relay) sawServer(server string, official bool) {
 	l.isOfficial.Store(l.allOfficialLocked())
 	l.runtime.faults.well(l.firstAnswer(), "the upstream answers checks", zap.String(fieldUpstream, server))
 	if kept := l.kept(); kept != nil {
-		kept.Save(makesNote, server, strconv.AppendBool(nil, official), time.Now())
+		kept.Note(makesNote, server, strconv.AppendBool(nil, official))
 	}
 }
 
@@ -205,32 +208,56 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 	}
 	defer l.runtime.users.leave()
 	fields, official := l.keyFields()
-	s.key = resolver.AppendAnswerKey(s.key[:0], &s.check, s.body, fields)
+	s.key = l.appendKey(s.key[:0], &s.check, s.body, fields)
 	var mine *inquiry
 	q := cache.Question[*relayed]{Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID}
 	q.Asker = func() cache.Asker[*relayed] {
 		mine = l.inquire(r, s)
-		mine.derived = mine.upToDate(&q)
+		mine.customID = l.keyHasCustomID(official)
+		mine.derived.Store(mine.upToDate(&q))
 		return mine.ask
 	}
 	a, state, err := l.runtime.answers.Get(r.Context(), l.termsFor(r, q.Group), &q)
 	if now := l.isOfficial.Load(); now && !official && mine != nil {
 		if reply := mine.reply.Load(); reply != nil { // it is to be found by the fields that count from now on
-			return l.keepAgain(r, s, reply)
+			l.keepAgain(r, s, reply)
+			return reply.Value, cache.Loaded, nil
 		}
 	}
 	return a, state, err
 }
 
 // keepAgain keeps a reply of the upstream under the fields of an official one.
-func (l *relay) keepAgain(r *http.Request, s *scratch, reply *cache.Reply[*relayed]) (*relayed, cache.State, error) {
-	s.key = resolver.AppendAnswerKey(s.key[:0], &s.check, s.body, l.official)
-	return l.runtime.answers.Get(r.Context(), &l.terms, &cache.Question[*relayed]{
+func (l *relay) keepAgain(r *http.Request, s *scratch, own *cache.Reply[*relayed]) {
+	mine, reply, answer := l.inquire(r, s), *own, *own.Value
+	mine.customID = l.keyHasCustomID(true)
+	answer.request = mine.common(answer.request)
+	reply.Value = &answer
+	s.key = l.appendKey(s.key[:0], &s.check, s.body, l.official)
+	_, _, _ = l.runtime.answers.Get(r.Context(), &l.terms, &cache.Question[*relayed]{ // for what it keeps
 		Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID,
 		Asker: func() cache.Asker[*relayed] {
-			return func(context.Context, string) (cache.Reply[*relayed], error) { return *reply, nil }
+			return func(ctx context.Context, device string, like *relayed) (cache.Reply[*relayed], error) {
+				if device == mine.check.DeviceID {
+					return reply, nil
+				}
+				return mine.ask(ctx, device, like)
+			}
 		},
 	})
+}
+
+// appendKey appends the key that an answer is kept under.
+func (l *relay) appendKey(dst []byte, c *resolver.Check, body []byte, fields resolver.KeyFields) []byte {
+	return append(resolver.AppendAnswerKey(dst, c, body, fields), l.variant[:]...)
+}
+
+// keyHasCustomID reports whether custom_id is in the key of answers, so that all that share one have the same.
+func (l *relay) keyHasCustomID(official bool) bool {
+	if official {
+		return slices.Contains(l.config.KeyFields, "+custom_id")
+	}
+	return !slices.Contains(l.config.KeyFields, "-custom_id")
 }
 
 // groupOf is what the answers for an app are kept under.
@@ -310,11 +337,18 @@ type inquiry struct {
 	client upstream.Client
 	reply  atomic.Pointer[cache.Reply[*relayed]] // what the upstream said to the device itself
 
-	derived *relayed // the device's answer, if it follows from another one
+	derived  atomic.Pointer[relayed] // the device's answer, if it follows from another one; given once
+	customID bool                    // custom_id is in the key
+
+	// ambiguous says that the upstream may read the body otherwise than this edge, and ambiguousApp that it may take another app
+	// out of it.
+	ambiguous, ambiguousApp bool
 }
 
 func (l *relay) inquire(r *http.Request, s *scratch) *inquiry {
-	return &inquiry{relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r)}
+	i := &inquiry{relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r)}
+	i.ambiguous, i.ambiguousApp = l.foreign.Ambiguous(i.body)
+	return i
 }
 
 // clientOf is who a request is from, as far as Caddy trusts the proxies before it.
@@ -324,15 +358,42 @@ func clientOf(r *http.Request) upstream.Client {
 	return upstream.Client{Address: address, UserAgent: r.UserAgent()}
 }
 
-// ask asks the upstream as the given device.
-func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed], error) {
-	body := i.body
-	if device != i.check.DeviceID {
-		body = resolver.AppendWithDeviceID(nil, body, device)
+// bodyOf is the question as the given device asks it, or would: what the one that asked says of itself besides is not that
+// device's, and the upstream might go by it.
+func (i *inquiry) bodyOf(device string, like *relayed) []byte {
+	switch {
+	case device == i.check.DeviceID:
+		return i.body
+	case like != nil && like.request != nil:
+		return resolver.AppendWithDeviceID(nil, like.request, device)
 	}
-	if i.derived != nil && device == i.check.DeviceID {
-		return cache.Reply[*relayed]{Value: i.derived, Shareable: true}, nil
+	return resolver.AppendWithDeviceID(nil, i.common(i.body), device)
+}
+
+// common is a check without what only the device that sent it has.
+func (i *inquiry) common(body []byte) []byte {
+	if i.customID {
+		return body
 	}
+	return withoutCustomID(body)
+}
+
+func withoutCustomID(body []byte) []byte {
+	return resolver.AppendWithCustomID(nil, body, func(string) (string, bool) { return "", false })
+}
+
+// ask asks the upstream as the given device. It is a cache.Asker.
+func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.Reply[*relayed], error) {
+	own := device == i.check.DeviceID
+	if i.ambiguousApp {
+		return cache.Reply[*relayed]{Value: refusedBody(), Verdict: cache.PassUnknown}, nil
+	}
+	if own {
+		if derived := i.derived.Swap(nil); derived != nil {
+			return cache.Reply[*relayed]{Value: derived, Shareable: true}, nil
+		}
+	}
+	body := i.bodyOf(device, like)
 	began := time.Now()
 	answer, err := i.group.Check(ctx, body, i.client)
 	i.runtime.counters.origin(originCheck, time.Since(began), err)
@@ -344,8 +405,11 @@ func (i *inquiry) ask(ctx context.Context, device string) (cache.Reply[*relayed]
 		return cache.Reply[*relayed]{}, err
 	}
 	reply, err := i.read(ctx, answer, device)
-	reply.Value.request = resolver.AppendWithCustomID(nil, body, func(string) (string, bool) { return "", false })
-	if err == nil && device == i.check.DeviceID {
+	reply.Value.request = i.common(body)
+	if i.ambiguous && reply.Verdict == cache.Keep {
+		reply.Verdict, reply.Shareable = cache.Pass, false
+	}
+	if err == nil && own {
 		i.reply.Store(&reply)
 	}
 	if reply.Value.learned != nil { // what comes from before the server tells nothing of it
@@ -382,12 +446,22 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 		i.runtime.faults.fault("own address "+i.scope, "blocked", "the upstream refuses this edge's own address, as one of a data centre; "+
 			"switch block_provider_infra_requests off for the app, or run the edge elsewhere",
 			zap.String(fieldAppID, i.check.AppID), zap.String(fieldUpstream, a.server))
+		if answer.Status != http.StatusOK { // a phone would take a 429 for its own
+			return reply, errors.New("the upstream refuses this edge's own address")
+		}
 	case resolver.AnswerOffer, resolver.AnswerNoUpdate:
 		i.learn(ctx, a, parsed, i.check.AppID, device)
-		reply = replyOf(a, parsed)
-		i.note(a)
+		if reply = replyOf(a, parsed); device == i.check.DeviceID && !i.ambiguous {
+			i.note(a)
+		}
 	}
 	return reply, nil
+}
+
+// refusedBody is the answer to a check that other servers may read as one of another app.
+func refusedBody() *relayed {
+	refusal := resolver.AppendRefusal(nil, &resolver.Refusal{Status: http.StatusBadRequest, Code: codeInvalidBody, Message: messageTwoApps})
+	return &relayed{status: http.StatusBadRequest, kind: jsonType[0], body: refusal}
 }
 
 func replyOf(a *relayed, parsed *resolver.Answer) cache.Reply[*relayed] {

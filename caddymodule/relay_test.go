@@ -216,7 +216,7 @@ func TestRelayObjectsOnce(t *testing.T) {
 	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + lite.URL + " {\n relay {\n per_device on\n }\n }"})
 	addresses := map[string]bool{}
 	for i := range 20 {
-		r := e.Client(t).Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i), "version_name", "1.0.0"))
+		r := e.Client(t).Post("/updates", check("device_id", numbered(i), "version_name", "1.0.0"))
 		address, _ := r.JSON(t)["url"].(string)
 		addresses[address] = true
 		if got := e.Client(t).Get(address); got.Status != 200 || !bytes.Equal(got.Body, content) {
@@ -245,7 +245,7 @@ func TestRelayOutage(t *testing.T) {
 			load(t, e, config)
 			client := e.Client(t)
 			for i := range 3 { // an answer is everybody's, and kept over a restart, once three devices got it
-				client.Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)))
+				client.Post("/updates", check("device_id", numbered(i)))
 			}
 			before := client.Post("/updates", check())
 			address := before.JSON(t)["url"].(string)
@@ -369,7 +369,7 @@ func TestRelayFirstHerd(t *testing.T) {
 	for i := range 100 {
 		client := e.Client(t)
 		wg.Go(func() {
-			r := client.Post("/updates", check("version_name", "1.0.0", "device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)))
+			r := client.Post("/updates", check("version_name", "1.0.0", "device_id", numbered(i)))
 			if r.Status != 200 {
 				t.Errorf("status %d, %s", r.Status, r.Body)
 			}
@@ -431,7 +431,7 @@ func TestRelayLearned(t *testing.T) {
 	s := standIns(t)["official"]
 	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + s.server.URL + " {\n relay {\n fresh 10m\n }\n }"})
 	for i := range 3 {
-		e.Client(t).Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i), "custom_id", "jane"))
+		e.Client(t).Post("/updates", check("device_id", numbered(i), "custom_id", "jane"))
 	}
 	var lines string
 	edgetest.Eventually(t, "it is kept", func() bool {
@@ -514,7 +514,7 @@ func TestRelayWrongAddress(t *testing.T) {
 	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + server.URL})
 	client := e.Client(t)
 	for i := range 30 {
-		r := client.Post("/updates", check("device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i)))
+		r := client.Post("/updates", check("device_id", numbered(i)))
 		if want := "no such route"; r.Status != 404 && r.Status != 503 || r.Status == 404 && !strings.Contains(string(r.Body), want) {
 			t.Errorf("status %d, %s", r.Status, r.Body)
 		}
@@ -546,7 +546,7 @@ func TestRelayKnownAfterRestart(t *testing.T) {
 	load(t, e, config)
 	old := []any{"plugin_version", "7.33.0", "version_name", "1.0.0"}
 	for i := range 3 {
-		e.Client(t).Post("/updates", check(append(old, "device_id", fmt.Sprintf("%08x-0000-4000-8000-000000000000", i))...))
+		e.Client(t).Post("/updates", check(append(old, "device_id", numbered(i))...))
 	}
 	if r := e.Client(t).Post("/channel_self", check(append(old, "channel", "beta")...)); r.Status != 200 || r.JSON(t)["status"] != "ok" {
 		t.Fatalf("status %d, %s", r.Status, r.Body)

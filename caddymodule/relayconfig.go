@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/url"
@@ -34,7 +35,8 @@ type Relay struct {
 	AllowHosts []string `json:"allow_hosts,omitempty"`
 
 	// KeyFields add members of the request to those that the upstream's answer may depend on ("+channel"), or take some of
-	// version_code, version_os and custom_id away ("-custom_id"), which only servers other than the official one look at.
+	// version_code, version_os, custom_id, install_source and plugin_version away ("-custom_id") for a server other than the
+	// official one, which is assumed to look at all that clients send.
 	KeyFields []string `json:"key_fields,omitempty"`
 
 	// WebhookSecret lets Capgo's webhooks have what is known of an app forgotten, at <prefix>/webhooks/capgo. Default: none,
@@ -89,8 +91,17 @@ func (r *Relay) check() error {
 	return nil
 }
 
-// foreignFields are members of a check that only servers other than the official one look at.
-var foreignFields = []string{"version_code", "version_os", "custom_id"}
+// foreignFields are members of a check that may be taken out of the key of servers other than the official one.
+var foreignFields = []string{"version_code", "version_os", "custom_id", "install_source", "plugin_version"}
+
+// variant tells the settings apart that make different answers of what an upstream says.
+func (r *Relay) variant() [8]byte {
+	hosts, fields := slices.Clone(r.AllowHosts), slices.Clone(r.KeyFields)
+	slices.Sort(hosts)
+	slices.Sort(fields)
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %t", hosts, fields, r.KeepKind))
+	return [8]byte(sum[:])
+}
 
 func checkUpstream(address string) error {
 	if err := checkPlaceholders("upstream", address); err != nil || strings.Contains(address, "{") || isUpstream(address) {
@@ -104,15 +115,10 @@ func isUpstream(address string) bool {
 	return err == nil && isWebScheme(u.Scheme) && isHost(u.Host) && u.User == nil && u.Fragment == "" && u.RawQuery == ""
 }
 
-// notUpstream says what is wrong with an address, as it is configured: what stands for a placeholder may be secret, and so may be
-// a password that somebody wrote down.
+// notUpstream says what is wrong with an address, as it is configured: what stands for a placeholder may be secret.
 func notUpstream(address string) error {
-	if u, err := url.Parse(address); err == nil && (u.User != nil || u.RawQuery != "") {
-		u.RawQuery = ""
-		address = u.Redacted()
-	}
 	return fmt.Errorf("upstream: %q must be http(s)://host, with a path at the most, such as https://capgo.example.com/functions/v1, "+
-		"and no user, password or query", address)
+		"and no user, password or query", withoutSecrets(address))
 }
 
 // unmarshal reads the block of "relay".

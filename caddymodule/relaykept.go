@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -100,9 +101,11 @@ func (r *runtime) saveAnswer(k cache.AnswerKey, kept cache.Kept[*relayed]) {
 		return
 	}
 	a := kept.Value
-	head, err := json.Marshal(keptAnswer{
-		Status: a.status, Kind: a.kind, Server: a.server, Offer: kept.Offer, Request: a.request, Until: kept.Until,
-	})
+	front := keptAnswer{Status: a.status, Kind: a.kind, Server: a.server, Offer: kept.Offer, Until: kept.Until}
+	if a.request != nil {
+		front.Request = withoutCustomID(a.request)
+	}
+	head, err := json.Marshal(front)
 	if err != nil {
 		return // it holds nothing that could fail
 	}
@@ -125,7 +128,7 @@ func (l *relay) rememberMissing(appID string, objects []learned.Object) bool {
 func keptKey(k cache.AnswerKey) string { return k.Key + k.Device }
 
 func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], ok bool) {
-	l := r.relayOf(k.Group.Scope)
+	l := r.relayFor(&k)
 	if l == nil || l.kept() == nil {
 		return none, false
 	}
@@ -141,7 +144,10 @@ func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], o
 	if parsed.Class != resolver.AnswerOffer && parsed.Class != resolver.AnswerNoUpdate {
 		return none, false
 	}
-	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body, request: head.Request}
+	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body}
+	if _, official := l.keyFields(); !l.keyHasCustomID(official) { // else the request lacks what it had
+		a.request = head.Request
+	}
 	l.prepare(a, parsed, k.Group.Name, k.Device, func(objects []learned.Object) bool {
 		return l.rememberMissing(k.Group.Name, objects)
 	})
@@ -161,11 +167,22 @@ func (r *runtime) dropAnswers(group cache.Key) {
 
 // relayOf is the newest relay with an identity.
 func (r *runtime) relayOf(scope string) *relay {
+	return r.newestRelay(func(l *relay) bool { return l.scope == scope })
+}
+
+// relayFor is the newest relay that makes of answers what was made of this one.
+func (r *runtime) relayFor(k *cache.AnswerKey) *relay {
+	return r.newestRelay(func(l *relay) bool {
+		return l.scope == k.Group.Scope && strings.HasSuffix(k.Key, string(l.variant[:]))
+	})
+}
+
+func (r *runtime) newestRelay(fits func(*relay) bool) *relay {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var found *relay
 	for site := range r.sites {
-		if site.relay != nil && site.relay.scope == scope && (found == nil || len(r.apps) > 0 && site.app == r.apps[len(r.apps)-1]) {
+		if site.relay != nil && fits(site.relay) && (found == nil || len(r.apps) > 0 && site.app == r.apps[len(r.apps)-1]) {
 			found = site.relay
 		}
 	}
@@ -193,29 +210,32 @@ func (r *runtime) recallGroup(group cache.Key) (kept cache.Recalled) {
 		return kept
 	}
 	kept.Known = l.knew(group.Name)
-	if doc, _, ok := l.kept().Load(markOf+group.Name, ""); ok {
-		_ = json.Unmarshal(doc, &kept.Mark) // what cannot be read is found out again
+	if note, ok := l.kept().FindNote(markNote, group.Name); ok {
+		_ = json.Unmarshal(note, &kept.Mark) // what cannot be read is found out again
 	}
-	err := l.kept().Each(context.Background(), differing+group.Name, func(device string, _ []byte, _ time.Time) bool {
-		kept.Differing = append(kept.Differing, device)
+	err := l.kept().Notes(differingNotes+group.Name, func(device string, since []byte) bool {
+		if at, err := time.Parse(time.RFC3339Nano, string(since)); err == nil {
+			kept.Differing = append(kept.Differing, cache.Differing{Device: device, Since: at})
+		}
 		return true
 	})
 	if err != nil {
 		r.reportLearned(err)
 	}
+	slices.SortFunc(kept.Differing, func(a, b cache.Differing) int { return a.Since.Compare(b.Since) })
 	return kept
 }
 
-// These stand before an app's id where the devices are kept that chose a channel at the upstream, and whether its devices were
-// found to differ. No app id has a blank.
+// What notes are kept under: which apps' devices were found to differ, and the devices of an app that chose a channel at the
+// upstream. No app id has a blank.
 const (
-	differing = "differing "
-	markOf    = "mark "
+	markNote       = "differing apps"
+	differingNotes = "differing "
 )
 
 func (r *runtime) saveDiffers(group cache.Key, device string) {
 	if l := r.relayOf(group.Scope); l != nil && l.kept() != nil {
-		l.kept().Save(differing+group.Name, device, []byte{1}, time.Now())
+		l.kept().Note(differingNotes+group.Name, device, []byte(time.Now().Format(time.RFC3339Nano)))
 	}
 }
 
@@ -224,8 +244,9 @@ func (r *runtime) saveMark(group cache.Key, m cache.Mark) {
 	if l == nil || l.kept() == nil {
 		return
 	}
-	doc, err := json.Marshal(m)
-	if err == nil { // it holds nothing that could fail
-		l.kept().Save(markOf+group.Name, "", doc, m.ExamineAt) // by this time it may have to make room for answers
+	var note []byte // none: it is not marked
+	if m != (cache.Mark{}) {
+		note, _ = json.Marshal(m) // it holds nothing that could fail
 	}
+	l.kept().Note(markNote, group.Name, note)
 }

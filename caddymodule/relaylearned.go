@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -13,13 +12,13 @@ import (
 
 // learnedAnswer is one line of GET /capgo_edge/learned: a check, and the upstream's answer to it.
 type learnedAnswer struct {
-	Request json.RawMessage `json:"request"`
-	Answer  json.RawMessage `json:"answer"`
-	at      time.Time
+	*resolver.Observation
+	at time.Time
 }
 
 // serveLearned lists what upstreams have answered for an app, as "manifest import --learned" reads it: one JSON object a line,
-// the oldest first.
+// the oldest first. People save it and send it around, so it holds no more than the import needs: no device or custom id, and
+// nothing of addresses that opens them.
 func serveLearned(w http.ResponseWriter, r *http.Request) error {
 	if r.Method != http.MethodGet {
 		return adminMethod(w, http.MethodGet)
@@ -67,8 +66,12 @@ func (l *relay) learnedOf(ctx context.Context, appID string) (all []learnedAnswe
 		return nil
 	}
 	err := kept.Each(ctx, appID, func(_ string, raw []byte, at time.Time) bool {
-		if head, body, ok := readKept(raw); ok && len(head.Request) > 0 && json.Valid(body) {
-			all = append(all, learnedAnswer{head.Request, bytes.Clone(body), at})
+		head, body, ok := readKept(raw)
+		if !ok || len(head.Request) == 0 {
+			return true
+		}
+		if o, err := resolver.NewObservation(head.Request, body); err == nil { // what the import could not read tells it nothing
+			all = append(all, learnedAnswer{o, at})
 		}
 		return true
 	})

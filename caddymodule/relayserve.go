@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -105,17 +106,39 @@ func (h *Handler) forwardRead(w http.ResponseWriter, r *http.Request, body []byt
 }
 
 // admitForward reports whether a request about an app may be passed through. If not, it was answered.
-func (h *Handler) admitForward(w http.ResponseWriter, r *http.Request, appID string) bool {
+func (h *Handler) admitForward(w http.ResponseWriter, r *http.Request, appID string) (p pass, ok bool) {
 	known, err := h.relay.knows(appID)
 	switch {
 	case err != nil: // the upstream has just said that there is none
 		refuseLookup(w, err)
-		return false
-	case !known && !h.relay.admission.allow(clientOf(r).Address):
-		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "Nothing is known of this app just now, try again later")
-		return false
+		return pass{}, false
+	case known:
+		return pass{}, true
 	}
-	return true
+	if p, ok = h.admitStranger(r); !ok {
+		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "Nothing is known of this app just now, try again later")
+	}
+	return p, ok
+}
+
+// pass is the leave to send a request to the upstream that may be about an app which it does not know. The zero pass is for
+// one that it knows.
+type pass struct {
+	admission *admission
+	client    netip.Addr
+}
+
+// admitStranger gives a pass, if the client has one left.
+func (h *Handler) admitStranger(r *http.Request) (pass, bool) {
+	client := clientOf(r).Address
+	return pass{h.relay.admission, client}, h.relay.admission.allow(client)
+}
+
+// used takes the status of the answer: a request without any has cost the upstream nothing.
+func (p pass) used(status int) {
+	if status == 0 && p.admission != nil {
+		p.admission.giveBack(p.client)
+	}
 }
 
 // purge forgets what is known of an app, so that the next check asks anew.
@@ -132,21 +155,26 @@ func (h *Handler) relays(err error) bool {
 
 // refuseOrForward answers a method that a path does not have here: the upstream may have it.
 func (h *Handler) refuseOrForward(w http.ResponseWriter, r *http.Request, path string, allowed ...string) {
-	if !h.relayOnly || len(h.Apps) > 0 || !h.relay.admission.allow(clientOf(r).Address) {
-		refuseMethod(w, allowed...)
-		return
+	if h.relayOnly && len(h.Apps) == 0 {
+		if p, ok := h.admitStranger(r); ok {
+			p.used(h.forward(w, r, path, maxCheckBody))
+			return
+		}
 	}
-	h.forward(w, r, path, maxCheckBody)
+	refuseMethod(w, allowed...)
 }
 
 // forwardOdd passes a request through that is none by the protocol of the official server; others may take it. It reports
 // false if that was not done: nothing is known of its app, so such requests share the trickle of unknown apps.
 func (h *Handler) forwardOdd(w http.ResponseWriter, r *http.Request, s *scratch, path string, limit int64) bool {
-	if !h.relayOnly || len(h.Apps) > 0 || len(s.body) > 0 && !json.Valid(s.body) || !h.relay.admission.allow(clientOf(r).Address) {
+	if !h.relayOnly || len(h.Apps) > 0 || len(s.body) > 0 && !json.Valid(s.body) {
 		return false
 	}
-	h.forwardRead(w, r, s.body, path, limit)
-	return true
+	p, ok := h.admitStranger(r)
+	if ok {
+		p.used(h.forwardRead(w, r, s.body, path, limit))
+	}
+	return ok
 }
 
 // relayChannelCall passes a channel call through to the upstream, which knows the app.
@@ -155,11 +183,59 @@ func (h *Handler) relayChannelCall(w http.ResponseWriter, r *http.Request, s *sc
 		refuse(w, http.StatusBadRequest, "invalid_query_parameters", "There is more than one app_id")
 		return
 	}
-	if !h.admitForward(w, r, call.AppID) {
+	if h.refuseAmbiguous(w, s.body) {
 		return
 	}
-	status := h.forwardRead(w, r, s.body, pathChannels, maxCheckBody)
-	if status/100 == 2 && call.Stored && (call.Op == resolver.SetChannel || call.Op == resolver.UnsetChannel) {
-		h.relay.differs(call.AppID, call.DeviceID)
+	p, ok := h.admitForward(w, r, call.AppID)
+	if !ok {
+		return
 	}
+	if !call.Stored || call.Op != resolver.SetChannel && call.Op != resolver.UnsetChannel {
+		p.used(h.forwardRead(w, r, s.body, pathChannels, maxCheckBody))
+		return
+	}
+	watched, refused := &headWriter{ResponseWriter: w}, false
+	defer func() { // also if the answer breaks off: the choice may have been taken
+		if !refused {
+			h.relay.differs(call.AppID, call.DeviceID)
+		}
+	}()
+	plain := r.Clone(r.Context())
+	plain.Header.Set("Accept-Encoding", "identity") // the answer is read here, too
+	status := h.forwardRead(watched, plain, s.body, pathChannels, maxCheckBody)
+	p.used(status)
+	refused = status >= 300 || status != 0 && refusesChoice(watched.head)
 }
+
+// refuseAmbiguous refuses a body that other servers may read as one of another app.
+func (h *Handler) refuseAmbiguous(w http.ResponseWriter, body []byte) bool {
+	if _, app := h.relay.foreign.Ambiguous(body); !app {
+		return false
+	}
+	refuse(w, http.StatusBadRequest, codeInvalidBody, messageTwoApps)
+	return true
+}
+
+// refusesChoice reports that a channel call was refused, by an answer with status 200 (protocol 5).
+func refusesChoice(answer []byte) bool {
+	var refusal struct {
+		Error any `json:"error"`
+	}
+	return json.Unmarshal(answer, &refusal) == nil && refusal.Error != nil
+}
+
+// headWriter keeps the beginning of what is written through it.
+type headWriter struct {
+	http.ResponseWriter
+	head []byte
+}
+
+const maxHead = 4 << 10
+
+func (w *headWriter) Write(p []byte) (int, error) {
+	w.head = append(w.head, p[:min(len(p), maxHead-len(w.head))]...)
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *headWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }

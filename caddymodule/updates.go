@@ -57,7 +57,7 @@ func (h *Handler) answerCheck(w http.ResponseWriter, r *http.Request, s *scratch
 		c.Write(zap.String(fieldAppID, s.check.AppID), zap.String("device_id", s.check.DeviceID),
 			zap.String("rule", d.Rule), zap.String("channel", d.Channel))
 	}
-	h.statistics.sawCheck(&s.check, s.body, d.Event)
+	h.statistics.sawDecision(&s.check, s.body, d.Event, app.manifest)
 	if h.address != nil && d.Outcome == resolver.Offer {
 		d.Bundle = h.address.bundle(manifest, d.Bundle, time.Now())
 	}
@@ -135,8 +135,11 @@ func (h *Handler) serveSizes(w http.ResponseWriter, r *http.Request) {
 	case err == nil:
 		answerSizes(w, s, app)
 	case h.relays(err):
-		if h.admitForward(w, r, s.check.AppID) {
-			h.forwardRead(w, r, s.body, pathSizes, maxSizesBody)
+		if h.refuseAmbiguous(w, s.body) {
+			return
+		}
+		if p, ok := h.admitForward(w, r, s.check.AppID); ok {
+			p.used(h.forwardRead(w, r, s.body, pathSizes, maxSizesBody))
 		}
 	default:
 		refuseLookup(w, err)
