@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -151,6 +153,27 @@ func TestOnlyNamedKeys(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestMissingObject: the log says once, and in one phrase, that an object is not there.
+func TestMissingObject(t *testing.T) {
+	s := newSite(t)
+	s.publish("1.0.1", 100)
+	if err := os.Remove(filepath.Join(s.dir, s.zipKey("1.0.1"))); err != nil {
+		t.Fatal(err)
+	}
+	e := edgetest.Start(t, edgetest.Config{Site: s.handler()})
+	c := e.Client(t)
+	_, address := offered(t, c)
+	for range 2 {
+		if r := c.Get(address); r.Status != 404 {
+			t.Errorf("status %d", r.Status)
+		}
+	}
+	lines := e.Log("a manifest names an object that the origin does not have")
+	if len(lines) != 1 || !strings.Contains(lines[0], `"no such object"`) {
+		t.Errorf("%q", lines)
+	}
 }
 
 // TestOriginBreaksOff: a body that the origin cuts is a broken connection or stream for the client, never a short success.

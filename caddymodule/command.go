@@ -13,9 +13,13 @@ func init() {
 		Usage: "<verb>",
 		Short: "Tools for an edge of Capgo-style live updates",
 		CobraFunc: func(cmd *cobra.Command) {
-			addVerbs(cmd, addVerbs(&cobra.Command{Use: "manifest", Short: "Tools for channel manifests"}, newImportCommand()))
+			addVerbs(cmd, newManifestCommand())
 		},
 	})
+}
+
+func newManifestCommand() *cobra.Command {
+	return addVerbs(&cobra.Command{Use: "manifest", Short: "Tools for channel manifests"}, newImportCommand())
 }
 
 // addVerbs gives verbs to a command that does nothing by itself: alone it shows its help, and a word that is no verb is an

@@ -13,7 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
+	"github.com/caddyserver/caddy/v2/caddyconfig/caddyfile"
+	"github.com/google/go-cmp/cmp"
 )
 
 const module = "github.com/capgo-edge/capgo-edge"
@@ -142,7 +143,7 @@ func TestXcaddyBuild(t *testing.T) {
 	}
 }
 
-// TestREADME: it opens with the two commands, and its Caddyfiles can be adapted.
+// TestREADME: it opens with the two commands, and its Caddyfiles are formatted and can be loaded.
 func TestREADME(t *testing.T) {
 	readme := string(readFile(t, "README.md"))
 	opening := readme[:strings.Index(readme, "\n## ")]
@@ -155,14 +156,13 @@ func TestREADME(t *testing.T) {
 	if len(snippets) < 3 {
 		t.Errorf("%d Caddyfiles in README", len(snippets))
 	}
+	for _, variable := range regexp.MustCompile(`{env\.(\w+)}`).FindAllStringSubmatch(readme, -1) {
+		t.Setenv(variable[1], "of the environment")
+	}
 	for _, snippet := range snippets {
-		if _, err := edgetest.Adapt(snippet[1]); err != nil {
-			t.Errorf("%v in\n%s", err, snippet[1])
-		}
+		checkCaddyfile(t, snippet[1])
 	}
-	if _, err := edgetest.Adapt(string(readFile(t, "Caddyfile.example"))); err != nil {
-		t.Error(err)
-	}
+	checkCaddyfile(t, string(readFile(t, "Caddyfile.example")))
 	for _, option := range []string{
 		"storage", "max_size", "min_free", "memory", "origin file", "origin http", "header", "origin s3", "region",
 		"endpoint", "prefix", "access_key", "secret_key", "session_token", "path_style", "announce", "prefetch", "external", "sign", "manifests", "fresh", "stale_while", "stale", "negative",
@@ -172,6 +172,17 @@ func TestREADME(t *testing.T) {
 		if !strings.Contains(readme, "`"+option) {
 			t.Errorf("README does not explain %s", option)
 		}
+	}
+}
+
+// checkCaddyfile sees that a Caddyfile can be loaded, and that "caddy fmt" has nothing to change.
+func checkCaddyfile(t *testing.T, text string) {
+	t.Helper()
+	if got := adapted(text); !strings.HasPrefix(got, "{") {
+		t.Errorf("%s in\n%s", got, text)
+	}
+	if diff := cmp.Diff(string(caddyfile.Format([]byte(text))), text); diff != "" {
+		t.Errorf("not formatted (-formatted +is):\n%s", diff)
 	}
 }
 

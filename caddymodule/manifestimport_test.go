@@ -107,10 +107,11 @@ func TestManifestImport(t *testing.T) {
 func TestManifestImportFails(t *testing.T) {
 	two := strings.Replace(smallApp, `"name":"a=b","electron":false`, `"name":"other","public":true,"ios":false,"android":false,"electron":false`, 1)
 	dir := t.TempDir()
-	bad := filepath.Join(dir, "bad")
-	if err := os.WriteFile(bad, []byte(`{"x":`), 0o600); err != nil {
+	bad, numbers := filepath.Join(dir, "bad"), filepath.Join(dir, "numbers")
+	if err := errors.Join(os.WriteFile(bad, []byte(`{"x":`), 0o600), os.WriteFile(numbers, []byte(`[1]`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	none := filepath.Join(dir, "none")
 	for _, c := range []struct {
 		name  string
 		app   string
@@ -118,30 +119,48 @@ func TestManifestImportFails(t *testing.T) {
 		run   manifestImport
 		code  int
 		text  string
+		asks  bool // the server is asked first
 	}{
-		{"no key in the environment", smallApp, 0, manifestImport{key: "{env.NO_SUCH_KEY}"}, exitUsage, "NO_SUCH_KEY"},
-		{"no app id", smallApp, 0, manifestImport{app: "demo"}, exitUsage, "--app"},
-		{"no address", smallApp, 0, manifestImport{upstream: "capgo"}, exitUsage, "http(s)://host"},
-		{"platforms of an unknown channel", smallApp, 0, manifestImport{platforms: []string{"prod=ios"}}, exitUsage, `no channel "prod"; it has "a=b", "production"`},
-		{"platforms without a channel", smallApp, 0, manifestImport{platforms: []string{"ios"}}, exitUsage, "<channel>=<platforms>"},
-		{"no such file", smallApp, 0, manifestImport{overrides: filepath.Join(dir, "none")}, exitUsage, "--overrides"},
-		{"overrides that are none", smallApp, 0, manifestImport{overrides: bad}, exitUsage, "JSON array"},
-		{"learned answers that are none", smallApp, 0, manifestImport{learned: bad}, exitUsage, "item 1"},
-		{"another app's key", smallApp, 0, manifestImport{app: "com.other.app"}, exitUpstream, "cannot_access_app"},
-		{"the server fails", smallApp, upstreams.Error500, manifestImport{}, exitUpstream, "status 500"},
-		{"it is no such server", smallApp, upstreams.Garbage, manifestImport{}, exitUpstream, "no JSON"},
-		{"several public channels", two, 0, manifestImport{}, exitRefused, "--platforms <channel>=ios,android,electron"},
-		{"no such directory", smallApp, 0, manifestImport{out: filepath.Join(dir, "none", "x.json")}, exitOutput, "writing the manifest"},
+		{"no key in the environment", smallApp, 0, manifestImport{key: "{env.NO_SUCH_KEY}"}, exitUsage, "NO_SUCH_KEY", false},
+		{"no app id", smallApp, 0, manifestImport{app: "demo"}, exitUsage, "--app", false},
+		{"no address", smallApp, 0, manifestImport{upstream: "capgo"}, exitUsage, "http(s)://host", false},
+		{"platforms of an unknown channel", smallApp, 0, manifestImport{platforms: []string{"prod=ios"}}, exitUsage, `no channel "prod"; it has "a=b", "production"`, true},
+		{"platforms without a channel", smallApp, 0, manifestImport{platforms: []string{"ios"}}, exitUsage, "<channel>=<platforms>", false},
+		{"platforms that are none", smallApp, 0, manifestImport{platforms: []string{"production=ios,beos"}}, exitUsage, `"beos" is none of`, false},
+		{"no file of overrides", smallApp, 0, manifestImport{overrides: none}, exitUsage, "--overrides: open " + none, false},
+		{"overrides that are none", smallApp, 0, manifestImport{overrides: bad}, exitUsage, "JSON array", false},
+		{"an override that is none", smallApp, 0, manifestImport{overrides: numbers}, exitUsage, "item 0", false},
+		{"no file of learned answers", smallApp, 0, manifestImport{learned: none}, exitUsage, "--learned: open " + none, false},
+		{"learned answers that are none", smallApp, 0, manifestImport{learned: bad}, exitUsage, "item 1", true},
+		{"another app's key", smallApp, 0, manifestImport{app: "com.other.app"}, exitUpstream, "check --app", true},
+		{"the server fails", smallApp, upstreams.Error500, manifestImport{}, exitUpstream, "status 500", true},
+		{"it is no such server", smallApp, upstreams.Garbage, manifestImport{}, exitUpstream, "no JSON", true},
+		{"several public channels", two, 0, manifestImport{}, exitRefused, "--platforms <channel>=ios,android,electron", true},
+		{"no such directory", smallApp, 0, manifestImport{out: filepath.Join(none, "x.json")}, exitOutput, "writing the manifest", false},
+		{"a directory", smallApp, 0, manifestImport{out: dir}, exitOutput, "is a directory", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			o := officialWith(t, c.app)
 			o.Break(c.fault)
 			code, stdout, _, err := runImport(t, o, c.run)
-			if code != c.code || err == nil || !strings.Contains(err.Error(), c.text) || stdout != "" {
-				t.Errorf("code %d, %v, %q", code, err, stdout)
+			if code != c.code || err == nil || !strings.Contains(err.Error(), c.text) || stdout != "" || o.Count("") > 0 != c.asks {
+				t.Errorf("code %d, %v, %q, %d requests", code, err, stdout, o.Count(""))
 			}
 		})
 	}
+	t.Run("the file that is there stays", func(t *testing.T) {
+		out := filepath.Join(dir, "old.json")
+		if err := os.WriteFile(out, []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		code, _, _, err := runImport(t, officialWith(t, smallApp), manifestImport{app: "com.other.app", out: out})
+		if raw, readErr := os.ReadFile(out); code != exitUpstream || readErr != nil || string(raw) != "old" {
+			t.Errorf("code %d, %v, %q, %v", code, err, raw, readErr)
+		}
+		if left, err := filepath.Glob(out + "?*"); err != nil || len(left) > 0 {
+			t.Errorf("%q, %v", left, err)
+		}
+	})
 	t.Run("a key on the command line", func(t *testing.T) {
 		code, _, stderr, err := runImport(t, officialWith(t, smallApp), manifestImport{key: "some-other-key"})
 		if code != exitUpstream || !strings.Contains(err.Error(), "invalid_apikey") || !strings.Contains(stderr, "other users") || strings.Contains(stderr, "some-other-key") {

@@ -63,7 +63,7 @@ func TestS3OriginStoreRefuses(t *testing.T) {
 		"origin s3: access_key is set without":         {Bucket: "releases", AccessKey: "a"},
 		"origin s3: the endpoint must begin with":      {Bucket: "releases", Endpoint: "example.com"},
 		"origin s3: secret_key: evaluated placeholder": {Bucket: "releases", AccessKey: "a", SecretKey: "{env.S3_TEST_NOT_SET}"},
-		"origin s3: secret_key: \"{http.":              {Bucket: "releases", AccessKey: "a", SecretKey: "{http.request.uri.path.file.secret}"},
+		"origin s3: secret_key: {http.":                {Bucket: "releases", AccessKey: "a", SecretKey: "{http.request.uri.path.file.secret}"},
 	} {
 		store, err := o.Store()
 		if store != nil || err == nil || !strings.HasPrefix(err.Error(), text) || errors.Is(err, origin.ErrUnavailable) {
