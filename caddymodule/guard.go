@@ -2,7 +2,6 @@ package caddymodule
 
 import (
 	"context"
-	"encoding/json"
 	"hash/maphash"
 	"maps"
 	"net/http"
@@ -49,16 +48,6 @@ const (
 	maxGuardedDevices = 1 << 19
 	maxGuardedTargets = 256
 )
-
-// pauseKeeper keeps the pauses of each app beyond a restart.
-type pauseKeeper interface {
-	// Pauses returns what SetPauses got last, from memory; nil if nothing is kept. It must not be changed.
-	Pauses(app string) []byte
-	// AllPauses returns what is kept by app. The documents must not be changed.
-	AllPauses() map[string][]byte
-	// SetPauses replaces it, and removes it if doc is empty. It returns nil once that is on disk.
-	SetPauses(ctx context.Context, app string, doc []byte) error
-}
 
 // The names of the events that tell of a pause and of its end.
 const (
@@ -165,11 +154,17 @@ func (g *guard) all() []*guardedApp {
 	})
 }
 
-// rolloutPause is a pause, for status pages.
+// rolloutPause is a pause, for status pages, or one that has just ended.
 type rolloutPause struct {
 	AppID  string `json:"app_id"`
 	Origin string `json:"origin"`
 	pause
+	// NotKept says why the pause, or its end, is not on disk yet: a restart would forget it.
+	NotKept string `json:"not_kept,omitempty"`
+}
+
+func (a *guardedApp) describe(p pause) rolloutPause {
+	return rolloutPause{AppID: a.key.Name, Origin: a.key.Scope, pause: p, NotKept: a.notKept()}
 }
 
 // pauses lists the rollouts that are paused here.
@@ -177,7 +172,7 @@ func (g *guard) pauses() []rolloutPause {
 	var list []rolloutPause
 	for _, a := range g.all() {
 		for _, p := range a.paused.Load().sorted() {
-			list = append(list, rolloutPause{AppID: a.key.Name, Origin: a.key.Scope, pause: p})
+			list = append(list, a.describe(p))
 		}
 	}
 	return list
@@ -192,7 +187,7 @@ func (g *guard) resume(ctx context.Context, appID, channel string) []rolloutPaus
 			continue
 		}
 		for _, p := range a.resume(ctx, channel) {
-			list = append(list, rolloutPause{AppID: appID, Origin: a.key.Scope, pause: p})
+			list = append(list, a.describe(p))
 		}
 	}
 	return list
@@ -308,7 +303,7 @@ type guardedApp struct {
 	mu      sync.Mutex
 	ballots map[ballotKey]*ballot // guarded by mu
 
-	saving sync.Mutex // held while the pauses are written, so that the last state of them is what stays
+	keeping keeping
 }
 
 // ballotKey names a target of an app.
@@ -318,7 +313,8 @@ type ballotKey struct{ channel, version int64 }
 type ballot struct {
 	guard *resolver.Guard // the newest that was offered; nil before the first
 	votes *votes
-	quiet time.Duration // nothing is decided before that time
+	ended pause         // the one before these votes, if there was one
+	quiet time.Duration // nothing is decided before that time: the cooldown behind that pause
 	used  time.Duration // when the target was offered last
 }
 
@@ -436,13 +432,18 @@ func (a *guardedApp) endLocked(ended func(p *pause) bool) []pause {
 	}
 	a.paused.Store(rest)
 	for _, p := range gone {
-		a.dropLocked(p.ballot())
-		if b := a.addLocked(p.ballot()); b != nil {
-			now := a.guard.now()
-			b.used, b.quiet = now, now+minutes(p.CooldownMinutes)
-		}
+		a.coolLocked(p, minutes(p.CooldownMinutes))
 	}
 	return gone
+}
+
+// coolLocked begins the votes on the target of a pause that has ended. They decide nothing for so long.
+func (a *guardedApp) coolLocked(ended pause, left time.Duration) {
+	a.dropLocked(ended.ballot())
+	if b := a.addLocked(ended.ballot()); b != nil {
+		now := a.guard.now()
+		b.ended, b.used, b.quiet = ended, now, now+left
+	}
 }
 
 // follow takes a release that is in force now as what there is: pauses of rollouts it says something else about end, and
@@ -467,6 +468,7 @@ func (a *guardedApp) follow(ctx context.Context, manifests ...*resolver.Manifest
 	}
 	a.mu.Unlock()
 	a.tellResumed(ctx, gone, "rollout no longer paused at this site: the manifest changed it")
+	a.saveAgain(ctx)
 }
 
 // dropIdle drops the votes on targets that nobody was offered for longer than their window.
@@ -498,38 +500,5 @@ func (a *guardedApp) report(level zapcore.Level, event string, p pause, message 
 		zap.Int("attempts", p.Attempts), zap.Int("failures", p.Failures))
 	if tell := a.guard.events.Load(); tell != nil {
 		(*tell)(guardEvent{event, a.key.Name, p})
-	}
-}
-
-// save writes the pauses to disk as they are now. The client whose request led to a pause need not wait for the end of it.
-func (a *guardedApp) save(ctx context.Context) {
-	a.saving.Lock()
-	defer a.saving.Unlock()
-	var doc []byte
-	if list := a.paused.Load().sorted(); len(list) > 0 {
-		doc, _ = json.Marshal(list) // of texts, numbers and times: it does not fail
-	}
-	subject := "pauses " + a.key.Scope + " " + a.key.Name
-	if err := a.keeper.SetPauses(context.WithoutCancel(ctx), a.key.Name, doc); err != nil {
-		a.guard.faults.fault(subject, "failing", "pauses of rollouts cannot be kept; a restart would forget them",
-			zap.String(fieldAppID, a.key.Name), zap.Error(err))
-		return
-	}
-	a.guard.faults.well(subject, "pauses of rollouts are kept again", zap.String(fieldAppID, a.key.Name))
-}
-
-// load takes over the pauses from before the restart. Nobody sees a yet.
-func (a *guardedApp) load(doc []byte) {
-	var list []pause
-	if len(doc) == 0 {
-		return
-	}
-	if err := json.Unmarshal(doc, &list); err != nil {
-		a.guard.faults.fault("pauses "+a.key.Scope+" "+a.key.Name, "unreadable", "pauses of rollouts from before the restart are lost",
-			zap.String(fieldAppID, a.key.Name), zap.Error(err))
-		return
-	}
-	for _, p := range list {
-		a.paused.Store(a.paused.Load().with(p))
 	}
 }

@@ -286,9 +286,6 @@ func TestGuardResume(t *testing.T) {
 		if e := w.events[1]; e.name != eventRolloutResumed || e.data()["version"] != "1.2.0" {
 			t.Errorf("event %+v", e)
 		}
-		if doc := w.state.Scope(watchedScope).Pauses(watchedApp); len(doc) > 0 {
-			t.Errorf("still kept: %s", doc)
-		}
 		// The votes begin anew, and decide nothing during the cooldown.
 		w.fail(100, 50)
 		w.expect("in the cooldown", false, 2)
@@ -358,7 +355,7 @@ func TestGuardPauseBelongsToItsRollout(t *testing.T) {
 
 func TestGuardAcrossRestarts(t *testing.T) {
 	w := newWatch(t)
-	m := w.manifest(nil)
+	m := w.manifest(document{"auto_pause_cooldown_minutes": 0})
 	w.publish(m)
 	w.fail(0, 10)
 	w.close()
@@ -490,7 +487,10 @@ func TestGuardIsSafe(t *testing.T) {
 	w := newWatch(t)
 	defer w.close()
 	w.guard.tell(func(guardEvent) {})
-	manifests := []*resolver.Manifest{w.manifest(nil), w.manifest(document{"rollout_percentage_bps": 9000})}
+	manifests := []*resolver.Manifest{
+		w.manifest(document{"auto_pause_cooldown_minutes": 0}),
+		w.manifest(document{"auto_pause_cooldown_minutes": 0, "rollout_percentage_bps": 9000}),
+	}
 	w.publish(manifests[0])
 	app := w.release.guard
 	releases := []*release{w.release, {manifest: manifests[1], guard: app}}

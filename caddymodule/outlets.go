@@ -27,11 +27,14 @@ import (
 type outlet struct {
 	runtime *runtime
 	name    string // of the spool's file; a host and a hash, fit for logs and labels
+	scope   string // of the origin whose sites use it; empty for an orphan
 	address string // of the collector, without what may be secret
 
-	users int           // guarded by runtime.mu
-	gone  chan struct{} // closed once its file is free
-	after <-chan struct{}
+	users  int           // guarded by runtime.mu, as the next two
+	orphan bool          // no site adds to it; its only user delivers what is left, see seekHeirs
+	spent  bool          // an orphan that is empty; its files go when it is closed
+	gone   chan struct{} // closed once its file is free
+	after  <-chan struct{}
 
 	open    atomic.Pointer[openOutlet] // nil until its spool is open
 	trouble atomic.Pointer[spoolFault] // nil while the spool works, as far as anyone knows
@@ -84,7 +87,15 @@ const (
 var errOpening = errors.New("the spool is still being opened; a large one that was not closed is read through first")
 
 // spoolsDir is where spools are, in the storage directory.
-const spoolsDir = "spool"
+const (
+	spoolsDir   = "spool"
+	spoolSuffix = ".db"
+)
+
+// spoolPath is that of a file of a spool.
+func (r *runtime) spoolPath(name, suffix string) string {
+	return filepath.Join(r.dir, spoolsDir, name+suffix)
+}
 
 // outletName names the spool of a collector for the sites with one origin. It does not tell the secrets of either.
 func outletName(scope, address string) string {
@@ -109,15 +120,23 @@ func (r *runtime) outlet(scope, address string) *outlet {
 	defer r.mu.Unlock()
 	name := outletName(scope, address)
 	o := r.outlets[name]
-	if o == nil || o.users == 0 { // nobody's any more, and about to be closed
-		next := &outlet{runtime: r, name: name, address: withoutQuery(address), gone: make(chan struct{})}
-		if o != nil {
-			next.after = o.gone
-		}
-		o = next
-		r.outlets[name] = o
+	switch {
+	case o == nil || o.users == 0: // nobody's any more, and about to be closed
+		o = r.addOutletLocked(name, scope, withoutQuery(address))
+	case o.orphan:
+		o.orphan, o.scope, o.users = false, scope, 0
 	}
 	o.users++
+	return o
+}
+
+// addOutletLocked makes an outlet, which waits for one of that name that is being closed.
+func (r *runtime) addOutletLocked(name, scope, address string) *outlet {
+	o := &outlet{runtime: r, name: name, scope: scope, address: address, gone: make(chan struct{})}
+	if before := r.outlets[name]; before != nil {
+		o.after = before.gone
+	}
+	r.outlets[name] = o
 	return o
 }
 
@@ -126,6 +145,10 @@ func (r *runtime) outlet(scope, address string) *outlet {
 func (o *outlet) release() {
 	o.runtime.mu.Lock()
 	defer o.runtime.mu.Unlock()
+	o.releaseLocked()
+}
+
+func (o *outlet) releaseLocked() {
 	if o.users--; o.users == 0 {
 		go o.close()
 	}
@@ -221,12 +244,12 @@ func (o *outlet) openSpool(t tuning) (*openOutlet, error) {
 	if o.after != nil {
 		<-o.after
 	}
-	dir := filepath.Join(o.runtime.dir, spoolsDir)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	path := o.runtime.spoolPath(o.name, spoolSuffix)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	spool, err := stats.OpenSpool(stats.SpoolOptions{
-		Path: filepath.Join(dir, o.name+".db"), MaxBytes: t.maxSpool, MinFree: t.minFree,
+		Path: path, MaxBytes: t.maxSpool, MinFree: t.minFree,
 		Free: o.runtime.storage.Free, Report: o.reportSpool,
 	})
 	if err != nil {
@@ -249,7 +272,11 @@ func (o *outlet) close() {
 	if open := o.open.Load(); open != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), outletDrain)
 		defer cancel()
-		if err := errors.Join(open.forwarder.Close(ctx), open.spool.Close()); err != nil {
+		err := errors.Join(open.forwarder.Close(ctx), open.spool.Close())
+		if err == nil && o.spent {
+			err = o.remove()
+		}
+		if err != nil {
 			o.reportSpool(err)
 		}
 	} else if o.after != nil {
@@ -257,7 +284,7 @@ func (o *outlet) close() {
 	}
 	close(o.gone)
 	if o.runtime.forget(o) {
-		o.runtime.warnOfOrphans()
+		o.runtime.seekHeirs()
 	}
 }
 
@@ -345,28 +372,4 @@ func (o *outlet) reportCollector(err error) {
 	}
 	o.runtime.faults.fault(subject, "failing", "collector does not take statistics; they are kept and tried again",
 		append(o.fields(), zap.Error(err))...)
-}
-
-// warnOfOrphans names spools that may hold events for a collector that no site has any more.
-func (r *runtime) warnOfOrphans() {
-	entries, err := os.ReadDir(filepath.Join(r.dir, spoolsDir))
-	if err != nil {
-		return // there are none
-	}
-	for _, entry := range entries {
-		name, isSpool := strings.CutSuffix(entry.Name(), ".db")
-		if !isSpool {
-			continue
-		}
-		r.mu.Lock()
-		_, used := r.outlets[name]
-		r.mu.Unlock()
-		where := []zap.Field{zap.String(fieldSpool, name), zap.String(fieldStorage, r.dir)}
-		if used {
-			r.faults.well("orphan "+name, "a site names the collector of a spool again", where...)
-			continue
-		}
-		r.faults.fault("orphan "+name, "orphan", "a spool may hold statistics for a collector that no site names any more; "+
-			"configure it again to have them delivered, or delete the file", where...)
-	}
 }

@@ -161,3 +161,44 @@ func TestOutletsAreForgotten(t *testing.T) {
 		return len(r.outlets) == 0
 	})
 }
+
+// TestHeirOf: what a site sends goes to the one that is most like it, and to none if two are that differ.
+func TestHeirOf(t *testing.T) {
+	site := func(scope, query, key string) labelledTuning {
+		u := tuning{address: "https://Capgo.example.com:443/stats" + query, headers: http.Header{"X-Key": {key}}}
+		return labelledTuning{labelOf(scope, &u), u}
+	}
+	elsewhere := site("origin", "", "k")
+	elsewhere.Collector = "https://capgo.example.com/other"
+	tests := []struct {
+		name  string
+		sites []labelledTuning
+		want  int // of those; -1: none
+	}{
+		{"nobody", nil, -1},
+		{"another collector", []labelledTuning{elsewhere}, -1},
+		{"another origin", []labelledTuning{site("other", "", "k")}, 0},
+		{"another query", []labelledTuning{site("origin", "?t=2", "k")}, 0},
+		{"another header", []labelledTuning{site("origin", "", "l")}, 0},
+		{"another origin and header", []labelledTuning{site("other", "", "l")}, -1},
+		{"two origins that send the same", []labelledTuning{site("other", "", "k"), site("third", "", "k")}, 0},
+		{"two queries", []labelledTuning{site("origin", "?t=2", "k"), site("origin", "?t=3", "k")}, -1},
+		{"the same, and two queries", []labelledTuning{site("origin", "?t=2", "k"), site("origin", "", "k"), site("origin", "?t=3", "k")}, 1},
+		{"one of somebody else, and its own", []labelledTuning{site("other", "", "l"), site("other", "", "k")}, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			before := site("origin", "", "k")
+			got := heirOf(&before.spoolLabel, tt.sites)
+			switch {
+			case tt.want < 0 && got != nil:
+				t.Errorf("it is %+v", got)
+			case tt.want >= 0 && (got == nil || got.spoolLabel != tt.sites[tt.want].spoolLabel):
+				t.Errorf("it is %+v, want %+v", got, tt.sites[tt.want])
+			}
+		})
+	}
+	if got := site("origin", "", "k").Collector; got != "https://capgo.example.com/stats" {
+		t.Errorf("a label names %s", got)
+	}
+}

@@ -38,7 +38,7 @@ type runtime struct {
 	openedState atomic.Pointer[state.State] // the same as state, likewise
 	misses      *rate.Limiter
 	faults      *faultLog
-	largeBodies *budget
+	largeBodies *largeBodies
 	counters    *counters
 
 	channelCalls channelCounters
@@ -47,10 +47,14 @@ type runtime struct {
 	learnedOnce sync.Once
 	learned     atomic.Pointer[learned.Store] // nil until a relay needs it, and while it cannot be used
 
+	admissions admissions // to upstreams
+
 	users gate
 
 	warmer *warmer
 	guard  *guard
+
+	heirs sync.Mutex // held while it is decided who empties which spool
 
 	mu      sync.Mutex
 	apps    []*App                     // guarded by mu, as all below; the configurations that run, oldest first
@@ -78,7 +82,7 @@ func shareRuntime(dir string) (*runtime, error) {
 			faults:       newFaultLog(),
 			counters:     newCounters(),
 			channelCalls: newChannelCounters(),
-			largeBodies:  newBudget(maxLargeBodies),
+			largeBodies:  newLargeBodies(),
 			sites:        map[*Handler]struct{}{},
 			awake:        map[string]bool{},
 			groups:       map[string]*upstream.Group{},
@@ -172,7 +176,7 @@ func (r *runtime) reportDamage(key cache.Key, err error) {
 
 // join puts the settings of a configuration in force.
 func (r *runtime) join(a *App) {
-	defer r.warnOfOrphans() // once mu is free: it reads a directory
+	defer r.seekHeirs() // once mu is free: it reads a directory
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.apps = append(r.apps, a)
@@ -201,6 +205,7 @@ func (r *runtime) dismiss(site *Handler) {
 // leave takes a configuration's settings out of force. Those of the newest one left apply, so that a configuration which
 // failed after its start undoes itself.
 func (r *runtime) leave(a *App) {
+	defer r.seekHeirs()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range r.apps {
@@ -270,6 +275,7 @@ func (r *runtime) Destruct() error {
 	r.once.Do(func() { r.openErr = errClosed })
 	r.warmer.close()
 	r.closeOutlets()
+	r.faults.close()
 	if r.openErr != nil {
 		return nil //nolint:nilerr // it was told to who opened
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"path"
 	"strings"
@@ -30,6 +31,8 @@ type destination struct {
 	tuning tuning
 	config Stats
 	shares map[string]float64 // of the actions that are not sent on in full
+
+	maxEvent int // bytes of one event
 }
 
 // newStatistics takes a share of the outlets that a configuration of one of the app's sites names.
@@ -102,6 +105,9 @@ func newDestination(config Stats, address string, minFree int64) (*destination, 
 		return nil, fmt.Errorf("stats: %w", err)
 	}
 	d := &destination{config: config, tuning: tuning{address, config.Headers, collector, config.MaxSpool, minFree}}
+	if d.maxEvent = stats.MaxEvent(config.MaxSpool); config.CustomID == customIDHash {
+		d.maxEvent -= hashedLen
+	}
 	d.shares = map[string]float64{}
 	maps.Copy(d.shares, config.Sample)
 	for _, action := range config.Drop {
@@ -159,6 +165,17 @@ func (s *statistics) keep(ctx context.Context, events []event) error {
 		}
 	}
 	return appendAll(ctx, sound)
+}
+
+// maxEvent is how many bytes an event of an app may have, so that all collectors that are to get it can have it.
+func (s *statistics) maxEvent(appID string) int {
+	most := math.MaxInt
+	for _, d := range s.destinations {
+		if d.takesApp(appID) {
+			most = min(most, d.maxEvent)
+		}
+	}
+	return most
 }
 
 // parcel is what one collector gets of a request.
@@ -221,9 +238,22 @@ func appendAll(ctx context.Context, parcels []parcel) error {
 	return errors.Join(errs...)
 }
 
-// sawCheck reports that this edge decided a check, as the official server notes it (protocol 1, "Cache and dependencies"). It
-// costs the phone no wait: the report rides the next commit, and is dropped and counted while the spool is not open.
+// sawDecision reports that this edge decided a check by the app's manifest, as the official server notes it (protocol 1, "Cache
+// and dependencies").
+func (s *statistics) sawDecision(check *resolver.Check, body []byte, action string, app *resolver.Manifest) {
+	if len(s.destinations) > 0 {
+		s.report(check, body, action, app.HasVersionOf(check))
+	}
+}
+
+// sawCheck is sawDecision for a check that was answered by what the upstream said to another device.
 func (s *statistics) sawCheck(check *resolver.Check, body []byte, action string) {
+	s.report(check, body, action, resolver.UpstreamHasVersionOf(check, action))
+}
+
+// report sends the collectors an event about a check. It costs the phone no wait: the event rides the next commit, and is
+// dropped and counted while the spool is not open. known tells whether the collectors have the version that asks.
+func (s *statistics) report(check *resolver.Check, body []byte, action string, known bool) {
 	if action == "" {
 		return
 	}
@@ -237,7 +267,7 @@ func (s *statistics) sawCheck(check *resolver.Check, body []byte, action string)
 			d.outlet.begin(d.tuning)
 			continue
 		}
-		data := d.conceal(check.AppID, resolver.AppendCheckEvent(nil, body, action, time.Now().UnixMilli()))
+		data := d.conceal(check.AppID, resolver.AppendCheckEvent(nil, body, known, action, time.Now().UnixMilli()))
 		open.spool.Offer(stats.Event{App: check.AppID, Device: check.DeviceID, Confirmed: true, Data: data})
 	}
 }
@@ -266,13 +296,16 @@ func (d *destination) conceal(appID string, event []byte) []byte {
 	return event
 }
 
-// hashCustomID is 32 hexadecimal digits: the official server takes 36 characters at the most. No id stays none.
+// hashedLen is how many hexadecimal digits stand for a custom id: the official server takes 36 characters at the most.
+const hashedLen = 32
+
+// hashCustomID is what stands for a custom id. No id stays none.
 func hashCustomID(appID, id string) string {
 	if id == "" {
 		return ""
 	}
 	sum := sha256.Sum256([]byte(appID + "\x00" + id))
-	return hex.EncodeToString(sum[:16])
+	return hex.EncodeToString(sum[:hashedLen/2])
 }
 
 // matchesApp reports whether one of the patterns matches; none at all match every app.

@@ -14,6 +14,18 @@ import (
 // maxEventsBody is the largest body of POST /stats (contract section 3).
 const maxEventsBody = 16 << 20
 
+// What a batch costs beside its body, which may be small.
+const (
+	// ordinaryBatch is how many events are free: five times what plugins keep (protocol 4.5). Those of a larger batch take of the
+	// memory for large requests.
+	ordinaryBatch = 1000
+	// eventMemory is bytes for an event, what is said of it, and its entry in the answer.
+	eventMemory = 400
+	// smallAnswer is bytes that the system sends behind our back. For a client that reads a longer answer slowly, nothing is
+	// held but that.
+	smallAnswer = 16 << 10
+)
+
 // serveStats takes events (protocol 4), and answers GET, which only asks whether we live.
 func (h *Handler) serveStats(w http.ResponseWriter, r *http.Request) {
 	switch r.Method {
@@ -48,6 +60,11 @@ func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusLoopDetected, "loop_detected", "These events come from this edge itself; correct the address of its collector")
 		return
 	}
+	if len(events) > ordinaryBatch && !h.takeLarge(r, s, int64(len(events)*eventMemory)) {
+		h.runtime.counters.event(eventUnavailable, len(events))
+		refuseBusy(w)
+		return
+	}
 	if s.refusals, s.accepted, err = h.judgeEvents(r, events, s.refusals[:0], s.accepted[:0]); err != nil {
 		h.refuseEvents(w, len(events), err)
 		return
@@ -76,6 +93,7 @@ func (h *Handler) judgeEvents(
 	if errors.Is(err, errNotAdmitted) {
 		return refusals, accepted, err
 	}
+	most := h.statistics.maxEvent(events[0].AppID)
 	for i := range events {
 		e := &events[i]
 		refusal := e.Refusal
@@ -85,6 +103,9 @@ func (h *Handler) judgeEvents(
 			refusal = unknownApp
 		case app != nil:
 			refusal = app.manifest.JudgeEvent(e)
+		}
+		if refusal == nil && !e.Ignored && len(e.Raw) > most {
+			refusal = eventTooLarge
 		}
 		refusals = append(refusals, refusal)
 		switch {
@@ -124,10 +145,15 @@ func (h *Handler) appOf(r *http.Request, appID string) (app *release, confirmed 
 	return app, err == nil, err
 }
 
+// eventTooLarge refuses an event that no spool takes: it would be sent again for ever.
+var eventTooLarge = &resolver.Refusal{
+	Status: http.StatusRequestEntityTooLarge, Code: codeTooLarge, Message: "The event is larger than this edge keeps",
+}
+
 func (h *Handler) refuseEvents(w http.ResponseWriter, n int, err error) {
-	if errors.Is(err, stats.ErrTooLarge) { // it would be sent again for ever
+	if errors.Is(err, stats.ErrTooLarge) { // by what cannot be seen before: a bound that a reload changes, or a long app id
 		h.runtime.counters.event(eventRefused, n)
-		refuse(w, http.StatusRequestEntityTooLarge, codeTooLarge, "One event is larger than this edge keeps")
+		refuse(w, eventTooLarge.Status, eventTooLarge.Code, eventTooLarge.Message)
 		return
 	}
 	h.runtime.counters.event(eventUnavailable, n)
@@ -140,6 +166,9 @@ func (h *Handler) refuseEvents(w http.ResponseWriter, n int, err error) {
 func (h *Handler) answerEvents(w http.ResponseWriter, s *scratch, batch bool) {
 	if batch {
 		s.answer = resolver.AppendBatchAnswer(s.answer[:0], s.refusals)
+		if len(s.answer) > smallAnswer {
+			h.keepAnswer(s)
+		}
 		writeJSON(w, http.StatusOK, s.answer)
 		return
 	}
@@ -149,6 +178,12 @@ func (h *Handler) answerEvents(w http.ResponseWriter, s *scratch, batch bool) {
 	}
 	s.answer = resolver.AppendEventAnswer(s.answer[:0], refusal)
 	writeJSON(w, status, s.answer)
+}
+
+// keepAnswer gives up all that s holds, but for the answer.
+func (h *Handler) keepAnswer(s *scratch) {
+	h.giveLarge(s, s.large-int64(cap(s.answer)))
+	*s = scratch{answer: s.answer, large: s.large, network: s.network}
 }
 
 // looped reports whether a request is a delivery of this site's own events: a collector's address leads back here.

@@ -210,14 +210,19 @@ func TestStatsPrivacy(t *testing.T) {
 	if r := client.Post("/updates", check("version_name", "1.0.1", "custom_id", "jane@example.com")); r.Status != 200 {
 		t.Fatalf("status %d, %s", r.Status, r.Body)
 	}
+	hidden := statsEvent("version_name", "1.0.1", "action", "last", "custom_id", "jane@example.com")
+	hidden = `{"custom_id":{"mail":"jane@example.com"},"custom\u005fid":"jane@example.com",` + hidden[1:]
+	if r := client.Post("/stats", hidden); r.Status != 200 {
+		t.Fatalf("status %d, %s", r.Status, r.Body)
+	}
 	for name, test := range map[string]struct {
 		c    *collector
 		want []string
 		id   any
 	}{
-		"all":     {all, []string{"ping", "set", "never", "always", "noNew"}, "jane@example.com"},
-		"dropped": {dropped, []string{"set", "always", "noNew"}, nil},
-		"hashed":  {hashed, []string{"ping", "set", "never", "always"}, hashedID},
+		"all":     {all, []string{"ping", "set", "never", "always", "noNew", "last"}, "jane@example.com"},
+		"dropped": {dropped, []string{"set", "always", "noNew", "last"}, nil},
+		"hashed":  {hashed, []string{"ping", "set", "never", "always", "last"}, hashedID},
 		"other":   {other, nil, nil},
 	} {
 		edgetest.Eventually(t, name+": all events arrive", func() bool { return len(test.c.events()) >= len(test.want) })
@@ -225,8 +230,8 @@ func TestStatsPrivacy(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 		for _, e := range test.c.events() {
-			if e.fields["custom_id"] != test.id {
-				t.Errorf("%s: custom_id is %v", name, e.fields["custom_id"])
+			if e.fields["custom_id"] != test.id || name != "all" && strings.Contains(e.raw, "jane") {
+				t.Errorf("%s: custom_id is %v, in %s", name, e.fields["custom_id"], e.raw)
 			}
 		}
 	}
@@ -235,7 +240,8 @@ func TestStatsPrivacy(t *testing.T) {
 // hashedID is half of: printf 'com.demo.app\\0jane@example.com' | sha256sum
 const hashedID = "96243145d3f775a5e4eab1bcb2e9ef55"
 
-// TestChecksReported: the collector learns of each decision, in the words of the official server.
+// TestChecksReported: the collector learns of each decision, in the words of the official server, and of each device, whatever
+// version that has.
 func TestChecksReported(t *testing.T) {
 	s, c := newSite(t), newCollector(t)
 	s.publish("1.0.1", 100)
@@ -243,24 +249,53 @@ func TestChecksReported(t *testing.T) {
 	edgetest.Eventually(t, "the spool is open", func() bool { return strings.Contains(statusPage(t), `"healthy":true,"waiting"`) })
 	for _, body := range []string{
 		check("version_name", "1.0.0"), check("version_name", "1.0.1"), check("defaultChannel", "none", "custom_id", nil, "version_os", nil),
+		check("version_name", "builtin", "version_build", "1.0.1"), check("version_name", "builtin", "version_build", "1.0.0"),
 	} {
 		if r := client.Post("/updates", body); r.Status != 200 {
 			t.Fatalf("status %d, %s", r.Status, r.Body)
 		}
 	}
-	edgetest.Eventually(t, "three reports arrive", func() bool { return len(c.events()) >= 3 })
-	if diff := cmp.Diff([]string{"get", "noNew", "NoChannelOrOverride"}, c.values("action")); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	edgetest.Eventually(t, "the reports arrive", func() bool { return len(c.events()) >= 5 })
+	if diff := cmp.Diff([]string{"get", "noNew", "NoChannelOrOverride", "noNew", "get"}, c.values("action")); diff != "" {
+		t.Errorf("actions (-want +got):\n%s", diff)
 	}
-	// What this edge reports, it would take itself.
-	for _, e := range c.events() {
-		e.fields["version_name"] = "1.0.1"
-		raw, err := json.Marshal(e.fields)
-		if err != nil {
-			t.Fatal(err)
+	if diff := cmp.Diff([]string{"unknown", "1.0.1", "unknown", "builtin", "unknown"}, c.values("version_name")); diff != "" {
+		t.Errorf("versions (-want +got):\n%s", diff)
+	}
+	for _, e := range c.events() { // what this edge reports, it would take itself
+		if r := client.Post("/stats", e.raw); string(r.Body) != `{"status":"ok"}` {
+			t.Errorf("%s of %s", r.Body, e.raw)
 		}
-		if r := client.Post("/stats", string(raw)); string(r.Body) != `{"status":"ok"}` {
-			t.Errorf("%s of %s", r.Body, raw)
+	}
+}
+
+// TestStatsTooLarge: an event that a spool does not take costs the others of its batch nothing.
+func TestStatsTooLarge(t *testing.T) {
+	s, small, large := newSite(t), newCollector(t), newCollector(t)
+	s.publish("1.0.1", 100)
+	const most = 4 << 20 / 8
+	client := edgetest.Start(t, edgetest.Config{Site: s.handler(
+		"stats "+small.URL+" {\n max_spool 4MiB\n custom_id hash\n checks off\n }", "stats "+large.URL+" {\n checks off\n }",
+	)}).Client(t)
+	sized := func(action string, size int) string {
+		e := statsEvent("version_name", "1.0.1", "action", action, "custom_id", "a", "x", "")
+		return strings.Replace(e, `"x":""`, `"x":"`+strings.Repeat("x", size-len(e))+`"`, 1)
+	}
+	over := sized("over", most-31) // the hash in place of its id would make it too large
+	r := client.Post("/stats", "["+sized("first", 1000)+","+over+","+sized("most", most-32)+","+sized("last", 1000)+"]")
+	want := `{"status":"ok","results":[{"status":"ok","index":0},` +
+		`{"status":"error","error":"payload_too_large","message":"The event is larger than this edge keeps","index":1},` +
+		`{"status":"ok","index":2},{"status":"ok","index":3}]}`
+	if r.Status != 200 || string(r.Body) != want {
+		t.Errorf("status %d, %s", r.Status, r.Body)
+	}
+	if r := client.Post("/stats", over); r.Status != 413 || r.JSON(t)["error"] != "payload_too_large" {
+		t.Errorf("alone: status %d, %s", r.Status, r.Body)
+	}
+	for _, c := range []*collector{small, large} {
+		edgetest.Eventually(t, "the others arrive", func() bool { return len(c.events()) >= 3 })
+		if diff := cmp.Diff([]string{"first", "most", "last"}, c.values("action")); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
 		}
 	}
 }
@@ -421,8 +456,12 @@ func TestStatsConfiguration(t *testing.T) {
 	tests := []struct{ name, site, err string }{
 		{"twice", s.handler("stats "+address, "stats {$COLLECTOR}"), "is there twice"},
 		{"twice by a placeholder", s.handler("stats "+address, "stats {env.COLLECTOR}"), "the collector {env.COLLECTOR} is there twice"},
-		{"a password", s.handler("stats https://me:{env.PASSWORD}@a.example.com"), `"https://me:{env.PASSWORD}@a.example.com" must be`},
+		{"a password", s.handler("stats https://me:{env.PASSWORD}@a.example.com"), `"https://xxxxx@a.example.com" must be`},
 		{"a header", s.handler("stats " + address + " {\n header X-Key {env.LINES}\n }"), "header X-Key: its value holds a control character"},
+		{
+			"a query", mount("a", address+"?token=hunter2 {\n max_spool 8MiB\n }") + mount("b", address+"?token=hunter2"),
+			"two sites with the same origin send to http://a.example.com/stats, through one spool",
+		},
 		{"max_spool", mount("a", address+" {\n max_spool 8MiB\n }") + mount("b", address), "max_spool: 8388608 and 1073741824 bytes"},
 		{
 			"headers", mount("a", address+" {\n header X-Key {env.PASSWORD}\n }") + mount("b", address+" {\n header X-Key other\n }"),

@@ -36,9 +36,17 @@ const (
 	maxMetadataValue = 2048
 )
 
-// maxBatch is how many events a batch may have. Plugins keep 200 at the most (protocol 4.5); the limit keeps a body of
+// MaxBatch is how many events a batch may have. Plugins keep 200 at the most (protocol 4.5); the limit keeps a body of
 // tiny items from costing many times its size in memory.
-const maxBatch = 10_000
+const MaxBatch = 10_000
+
+// Bounds of what is said about the faults of a batch: they lie beyond any batch of a plugin, and keep many small faults, or
+// one in a long text, from costing many times what was sent.
+const (
+	maxExplained = 200      // refused events of which each broken rule is told
+	maxDetails   = 64 << 10 // bytes of an answer, after which its entries have no moreInfo
+	maxRepeated  = 1 << 10  // bytes of a text that is sent back
+)
 
 // What refuses a body of events as a whole, or one event of it.
 var (
@@ -52,11 +60,15 @@ var (
 	mixedApps     = &Refusal{Status: 200, Code: "mixed_app_ids", Message: "All events in a batch must have the same app_id"}
 	batchTooLarge = &Refusal{
 		Status: 413, Code: "batch_too_large",
-		Message: "A batch must have no more than " + strconv.Itoa(maxBatch) + " events, send it in parts",
+		Message: "A batch must have no more than " + strconv.Itoa(MaxBatch) + " events, send it in parts",
 	}
 
 	missingDeviceID = &Refusal{Status: 400, Code: "missing_device_id", Message: "Cannot find device_id"}
 	missingAction   = &Refusal{Status: 400, Code: "processing_error", Message: "The event has no action"}
+
+	// These two are of events about which no more is told.
+	unparsable    = cannotParse()
+	noNativeBuild = &Refusal{Status: 400, Code: "semver_error", Message: "Native version: version_build is not a semantic version"}
 )
 
 // The plugins whose download_fail counts (protocol 4.3).
@@ -72,6 +84,8 @@ type EventParser struct {
 	batch  bool
 	mixed  bool     // events of different apps were seen
 	whole  *Refusal // of the body
+
+	refused int // events
 }
 
 // Parse reads the body of POST /stats: one event, or a batch of them. events is valid until the next call, and so long as
@@ -94,7 +108,7 @@ func (p *EventParser) Parse(body []byte) (events []Event, batch bool, err error)
 }
 
 func (p *EventParser) begin(batch bool) {
-	p.events, p.batch, p.mixed, p.whole = p.events[:0], batch, false, nil
+	p.events, p.batch, p.mixed, p.whole, p.refused = p.events[:0], batch, false, nil, 0
 }
 
 // scanEvents reads a body whose text is plain, see reader.scan.
@@ -194,13 +208,28 @@ func (p *EventParser) add(raw []byte) {
 	if p.mixed = p.mixed || len(p.events) > 0 && p.events[0].AppID != app.text; p.mixed {
 		return
 	}
-	if len(p.events) == maxBatch {
+	if len(p.events) == MaxBatch {
 		p.whole = batchTooLarge
 		return
 	}
 	e := Event{AppID: app.text, Raw: raw}
-	e.Refusal = p.fill(&e)
+	if e.Refusal = p.fill(&e); e.Refusal != nil {
+		if p.refused++; p.refused > maxExplained || len(e.Refusal.VersionBuild) > maxRepeated {
+			e.Refusal = e.Refusal.brief()
+		}
+	}
 	p.events = append(p.events, e)
+}
+
+// brief is a refusal of an event without its details, which all such events share.
+func (r *Refusal) brief() *Refusal {
+	switch {
+	case len(r.Issues) > 0:
+		return unparsable
+	case r.VersionBuild != "":
+		return noNativeBuild
+	}
+	return r // it has none
 }
 
 // judgeApp refuses the body for the app id of the item read last.
@@ -234,7 +263,7 @@ func (p *EventParser) fill(e *Event) *Refusal {
 	if e.VersionName = s.text(fVersionName); e.VersionName == nameBuiltin {
 		e.VersionName = build
 	}
-	e.Version, _, _ = strings.Cut(e.VersionName, ":")
+	e.Version = beforeColon(e.VersionName)
 	s.required(fVersionBuild)
 	plugin := s.pluginVersion()
 	s.text(fPlatform)
@@ -297,12 +326,36 @@ func (s *schema) metadata() {
 // JudgeEvent returns why the app refuses an event that has no fault of its own: the version it speaks of is unknown
 // (protocol 4.2, 4.3). It returns nil if it does not.
 func (m *Manifest) JudgeEvent(e *Event) *Refusal {
-	if e.Ignored || e.Version == nameBuiltin || e.Version == nameUnknown || m.names.has(e.Version) {
+	if e.Ignored || m.has(e.Version) {
 		return nil
 	}
 	return &Refusal{
-		Status: 200, Code: "version_not_found", Message: "Version not found", AppID: e.AppID, VersionName: e.VersionName,
+		Status: 200, Code: "version_not_found", Message: "Version not found",
+		AppID: e.AppID, VersionName: e.VersionName[:min(len(e.VersionName), maxRepeated)],
 	}
+}
+
+// has reports whether events may speak of a version. The upstream has rows for the two placeholders in every app.
+func (m *Manifest) has(version string) bool {
+	return version == nameBuiltin || version == nameUnknown || m.names.has(version)
+}
+
+// HasVersionOf reports whether events may speak of the version that asks (protocol 4.3, "Version lookup"). A check is
+// decided whatever its version is, and a native one was often never uploaded.
+func (m *Manifest) HasVersionOf(c *Check) bool { return m.has(beforeColon(c.VersionName)) }
+
+// UpstreamHasVersionOf is HasVersionOf for an app without a manifest, as far as the answer to the check tells, by the action
+// that is noted for it: a bundle that was downloaded came from there, while a native version is known to be there only if the
+// answer says that it is the one of the channel.
+func UpstreamHasVersionOf(c *Check, action string) bool {
+	const upToDate = "noNew"
+	return c.VersionName != c.VersionBuild || action == upToDate
+}
+
+// beforeColon is the version in a version_name: a file of it may follow (protocol 4.1).
+func beforeColon(versionName string) string {
+	version, _, _ := strings.Cut(versionName, ":")
+	return version
 }
 
 // versionNames are digests of the names of all versions that are not deleted, sorted. There may be hundreds of thousands,
@@ -341,8 +394,9 @@ func AppendEventAnswer(dst []byte, r *Refusal) []byte {
 }
 
 // AppendBatchAnswer appends the body of the answer to a batch (protocol 4.3): one entry per event, in their order; items
-// are nil for those that were accepted.
+// are nil for those that were accepted. Entries behind the first 64 KiB have no moreInfo.
 func AppendBatchAnswer(dst []byte, items []*Refusal) []byte {
+	begin := len(dst)
 	dst = append(dst, `{"status":"ok","results":[`...)
 	for i, r := range items {
 		if i > 0 {
@@ -356,7 +410,7 @@ func AppendBatchAnswer(dst []byte, items []*Refusal) []byte {
 		}
 		dst = append(dst, `,"index":`...)
 		dst = strconv.AppendInt(dst, int64(i), 10)
-		if r != nil {
+		if r != nil && len(dst)-begin < maxDetails {
 			dst = r.appendMoreInfo(dst)
 		}
 		dst = append(dst, '}')
@@ -367,14 +421,19 @@ func AppendBatchAnswer(dst []byte, items []*Refusal) []byte {
 // AppendCheckEvent appends an update check as the event that the upstream records for it: the members of the check, the
 // action, and at, in milliseconds since 1970. check must be a body that CheckParser accepted. What an official collector
 // would refuse is set right: version_os is added where a check lacks it, and custom_id left out where it is no text or too
-// long, which a check may have (protocol 1.2, 4.1).
-func AppendCheckEvent(dst, check []byte, action string, at int64) []byte {
+// long, which a check may have (protocol 1.2, 4.1). A version that the collector does not have, as known tells, is reported
+// as "unknown", under which it takes events in every app (protocol 4.3): the device is counted all the same.
+func AppendCheckEvent(dst, check []byte, known bool, action string, at int64) []byte {
 	hasOS := false
 	dst, _ = appendMembers(dst, string(check), func(m member) (string, bool) {
 		isText := m.value.state == isText
 		switch m.name {
 		case "action", "timestamp", "metadata":
 			return "", false
+		case "version_name":
+			if !known {
+				return `"` + nameUnknown + `"`, true
+			}
 		case "custom_id":
 			return "", isText && !utf16Longer(m.value.text, maxCustomID)
 		case "old_version_name":
@@ -395,11 +454,16 @@ func AppendCheckEvent(dst, check []byte, action string, at int64) []byte {
 }
 
 // AppendWithCustomID appends an event with another custom_id, or without it where change reports false. change is asked
-// with a custom_id that is set; all else is copied byte by byte. event must be valid JSON.
+// with each custom_id that is a text: an event may have several, of which the last one counts. One that is no text is left
+// out, as nobody can say what it tells; one that is unset stays. All else is copied byte by byte. event must be valid JSON.
 func AppendWithCustomID(dst, event []byte, change func(id string) (string, bool)) []byte {
 	dst, rest := appendMembers(dst, string(event), func(m member) (string, bool) {
-		if m.name != "custom_id" || m.value.state != isText || m.value.text == "" {
+		unset := m.value.state == isNull || m.value.state == isText && m.value.text == ""
+		switch {
+		case m.name != "custom_id" || unset:
 			return "", true
+		case m.value.state != isText:
+			return "", false
 		}
 		id, keep := change(m.value.text)
 		if !keep || id == m.value.text {

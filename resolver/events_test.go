@@ -242,7 +242,7 @@ func TestParseEventsRefusesTheBody(t *testing.T) {
 		{"later app malformed", `[` + good + `,` + bad + `]`, 200, "invalid_app_id", "App ID must be a reverse domain string"},
 		{"mixed", `[` + good + `,` + other + `]`, 200, "mixed_app_ids", ""},
 		{"mixed and malformed", `[` + good + `,` + other + `,` + bad + `]`, 200, "invalid_app_id", ""},
-		{"too many", `[{"app_id":"a.b"}` + strings.Repeat(`,{"app_id":"a.b"}`, maxBatch) + `]`, 413, "batch_too_large", ""},
+		{"too many", `[{"app_id":"a.b"}` + strings.Repeat(`,{"app_id":"a.b"}`, MaxBatch) + `]`, 413, "batch_too_large", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -349,10 +349,151 @@ func TestAppendCheckEvent(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			if got := string(AppendCheckEvent(nil, []byte(tt.check), "get", 7)); got != tt.want {
+			if got := string(AppendCheckEvent(nil, []byte(tt.check), true, "get", 7)); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestReportedVersion: no report of a check speaks of a version that is not there, whatever a device says that it runs.
+func TestReportedVersion(t *testing.T) {
+	m := mustParse(t, scene{target: object{"deleted": true}}.document(t))
+	tests := []struct {
+		name     string
+		check    object
+		reported string
+	}{
+		{"in use", object{"version_name": "1.1.0"}, "1.1.0"},
+		{"a file", object{"version_name": "1.1.0:a:b.js"}, "1.1.0:a:b.js"},
+		{"made up", object{"version_name": "7.7.7"}, "unknown"},
+		{"a file of one that is made up", object{"version_name": "7.7.7:a"}, "unknown"},
+		{"deleted", object{"version_name": "1.2.0"}, "unknown"},
+		{"native", object{"version_name": "builtin", "version_build": "1.1"}, "builtin"},
+		{"native, not uploaded", object{"version_name": "builtin", "version_build": "3.7.0"}, "unknown"},
+		{"a native file", object{"version_name": "builtin:a"}, "builtin:a"},
+		{"placeholder", object{"version_name": "unknown"}, "unknown"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			raw := toJSON(t, plainCheck.with(tt.check))
+			c, err := new(CheckParser).Parse(raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			report := AppendCheckEvent(nil, raw, m.HasVersionOf(&c), "noNew", 7)
+			var fields struct {
+				VersionName string `json:"version_name"`
+			}
+			if err := json.Unmarshal(report, &fields); err != nil || fields.VersionName != tt.reported {
+				t.Errorf("reported as %q, %v", fields.VersionName, err)
+			}
+			events, _ := parseEvents(t, report)
+			if e := &events[0]; e.Refusal != nil || m.JudgeEvent(e) != nil || e.DeviceID != c.DeviceID {
+				t.Errorf("%s is refused", report)
+			}
+		})
+	}
+	for _, check := range []string{
+		`{"version_name":"1","app_id":"a.b","version_name":"2"}`, `{"version\u005fname":"1","app_id":"a.b","version_name":"2"}`,
+	} {
+		if got := string(AppendCheckEvent(nil, []byte(check), false, "get", 7)); strings.Count(got, `:"unknown"`) != 3 {
+			t.Errorf("of several names one is kept: %s", got)
+		}
+	}
+}
+
+// TestUpstreamHasVersionOf: without a manifest a native version is reported if the answer says that the channel has it.
+func TestUpstreamHasVersionOf(t *testing.T) {
+	m := mustParse(t, scene{}.document(t)) // plays the upstream
+	tests := []struct {
+		name   string
+		check  object
+		action string
+		has    bool
+	}{
+		{"downloaded, offered another", object{"version_name": "1.0.5"}, "get", true},
+		{"downloaded, up to date", object{"version_name": "1.1.0"}, "noNew", true},
+		{"native, up to date", object{"version_name": "builtin", "version_build": "1.1"}, "noNew", true},
+		{"native, offered another", object{"version_name": "builtin", "version_build": "1.0.0"}, "get", false},
+		{"Electron's native", object{"version_name": "1.0.0", "version_build": "1.0.0"}, "get", false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := new(CheckParser).Parse(toJSON(t, plainCheck.with(tt.check)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := m.Decide(&c)
+			if has := UpstreamHasVersionOf(&c, d.Event); d.Event != tt.action || has != tt.has {
+				t.Errorf("%s: %t", d.Event, has)
+			}
+		})
+	}
+}
+
+// TestManyFaults: a batch of a plugin is told all that is wrong, and a larger one costs no more for each fault than for
+// each event.
+func TestManyFaults(t *testing.T) {
+	m := mustParse(t, scene{}.document(t))
+	batch := func(n int, item any) []byte {
+		raw := string(toJSON(t, item))
+		return []byte("[" + strings.Repeat(raw+",", n-1) + raw + "]")
+	}
+	bare := object{"app_id": testApp, "device_id": "x", "version_build": "1"}
+	tests := []struct {
+		name              string
+		n                 int
+		item              object
+		explained, entire int // how many entries tell details, and how large the answer is at most
+	}{
+		{"unknown versions of a plugin's batch", 200, plainEvent.with(object{"version_name": "7.7.7"}), 200, 40_000},
+		{"one fault in each of a plugin's batch", 200, plainEvent.with(object{"platform": 1}), 200, 40_000},
+		{"many faults", 4900, bare, 132, 500_000},
+		{"no native version", 4900, bare.with(object{"version_build": "x"}), 200, 620_000},
+		{"a native version without end", 2, bare.with(object{"version_build": strings.Repeat("x", 1<<20)}), 0, 400},
+		{"a version without end", 2, plainEvent.with(object{"version_name": strings.Repeat("7", 1<<20)}), 2, 3000},
+		{"versions that are long", 4900, plainEvent.with(object{"version_name": strings.Repeat("7", 1000)}), 58, 510_000},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			body := batch(tt.n, tt.item)
+			_, answer := answerEvents(t, m, body)
+			var got struct {
+				Results []struct {
+					Error    string
+					MoreInfo json.RawMessage
+				}
+			}
+			if err := json.Unmarshal(answer, &got); err != nil || len(got.Results) != tt.n {
+				t.Fatalf("%d results, %v", len(got.Results), err)
+			}
+			explained := 0
+			for _, r := range got.Results {
+				if r.Error != got.Results[0].Error {
+					t.Fatalf("%+v after %+v", r, got.Results[0])
+				}
+				if r.MoreInfo != nil {
+					explained++
+				}
+			}
+			if explained != tt.explained || len(answer) > tt.entire {
+				t.Errorf("%d explained, answer of %d bytes to a body of %d", explained, len(answer), len(body))
+			}
+		})
+	}
+	var p EventParser
+	body := batch(4900, bare)
+	events, _, err := p.Parse(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	distinct := map[*Refusal]bool{}
+	for i := range events {
+		distinct[events[i].Refusal] = true
+	}
+	if len(distinct) > maxExplained+1 {
+		t.Errorf("%d refusals are kept for 4900 faults", len(distinct))
 	}
 }
 
@@ -373,6 +514,10 @@ func TestAppendWithCustomID(t *testing.T) {
 		{"dropped, alone", `{"custom_id":"me"}`, drop, `{}`},
 		{"dropped, twice", `{"custom_id":"me","a":1,"custom_id":"you"}`, drop, `{"a":1}`},
 		{"name with escapes", `{"custom\u005fid":"me"}`, other, `{"custom\u005fid":"<\"me\">"}`},
+		{"dropped, one with escapes", `{"custom_id":"me","a":1,"custom\u005fid":"you"}`, drop, `{"a":1}`},
+		{"dropped, one that is no text", `{"custom_id":12345,"a":1,"custom_id":"me","custom_id":{"me":"you"}}`, drop, `{"a":1}`},
+		{"replaced, one that is no text", `{"custom_id":["me"],"a":1,"custom_id":"me"}`, other, `{"a":1,"custom_id":"<\"me\">"}`},
+		{"replaced, twice", `{"custom_id":"me","a":1,"custom\u005fid":"you"}`, other, `{"custom_id":"<\"me\">","a":1,"custom\u005fid":"<\"you\">"}`},
 		{"unset", `{"custom_id":""}`, drop, `{"custom_id":""}`},
 		{"null", `{"custom_id":null}`, drop, `{"custom_id":null}`},
 		{"nested is another's", `{"metadata":{"custom_id":"me"}}`, drop, `{"metadata":{"custom_id":"me"}}`},
@@ -442,7 +587,7 @@ func checkEvent(t *testing.T, e *Event) {
 		t.Fatalf("raw %q", e.Raw)
 	}
 	same := AppendWithCustomID(nil, e.Raw, func(id string) (string, bool) { return id, true })
-	if !bytes.Equal(same, e.Raw) {
+	if _, others := customIDs(e.Raw); !bytes.Equal(same, e.Raw) && others == 0 {
 		t.Fatalf("copied as %q, from %q", same, e.Raw)
 	}
 	if e.Refusal != nil {
@@ -452,13 +597,30 @@ func checkEvent(t *testing.T, e *Event) {
 		t.Fatalf("accepted %+v", e)
 	}
 	anonymous := AppendWithCustomID(nil, e.Raw, func(string) (string, bool) { return "", false })
-	recorded := AppendCheckEvent(nil, e.Raw, "get", 1)
+	recorded := AppendCheckEvent(nil, e.Raw, true, "get", 1)
+	if texts, others := customIDs(anonymous); texts+others > 0 {
+		t.Fatalf("made anonymous as %q, from %q", anonymous, e.Raw)
+	}
 	for _, body := range [][]byte{anonymous, recorded} {
 		events, _ := parseEvents(t, body)
 		if other := events[0]; other.Refusal != nil || other.DeviceID != e.DeviceID || other.VersionName != e.VersionName {
 			t.Fatalf("%q is read as %+v", body, other)
 		}
 	}
+}
+
+// customIDs counts the custom_id of an event that are set, to a text or to something else.
+func customIDs(event []byte) (texts, others int) {
+	for m := range membersOf(string(event)) {
+		switch {
+		case m.name != "custom_id" || m.value.state == isNull || m.value.state == isText && m.value.text == "":
+		case m.value.state == isText:
+			texts++
+		default:
+			others++
+		}
+	}
+	return texts, others
 }
 
 func BenchmarkParseEvent(b *testing.B) {
@@ -492,6 +654,6 @@ func BenchmarkAppendCheckEvent(b *testing.B) {
 	var dst []byte
 	b.ReportAllocs()
 	for b.Loop() {
-		dst = AppendCheckEvent(dst[:0], body, "get", 1760000000000)
+		dst = AppendCheckEvent(dst[:0], body, true, "get", 1760000000000)
 	}
 }

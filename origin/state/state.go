@@ -26,7 +26,8 @@ import (
 
 // The errors callers tell apart. Any other says that the disk or the file failed.
 var (
-	// ErrFull: what is kept has reached its bound, and the new thing was refused. What is there can be changed and removed.
+	// ErrFull: what is kept, or what is kept of an app, has reached its bound, and the new thing was refused. What is there can
+	// be changed and removed.
 	ErrFull = errors.New("no more can be kept")
 	// ErrTooLarge: a name or a document is longer than what is kept.
 	ErrTooLarge = errors.New("too large to be kept")
@@ -36,9 +37,11 @@ var (
 	ErrClosed = boltfile.ErrClosed
 )
 
-// The bounds. A million assignments take about 50 MiB of memory and 200 MiB of disk.
+// The bounds. A million assignments take about 50 MiB of memory and 200 MiB of disk. Device ids can be made up, so once half of
+// them are there, an app gets no further ones beyond its share, and leaves room for all others.
 const (
 	MaxAssignments = 1_000_000
+	appShare       = 8        // an app has one in so many of MaxAssignments
 	MaxPause       = 64 << 10 // bytes of one document
 	MaxPauses      = 64 << 20 // bytes of all documents together
 
@@ -88,6 +91,7 @@ type Scope struct {
 	key   scopeKey
 
 	assigned map[deviceKey]int64 // guarded by state.mu
+	apps     map[string]int      // likewise; how many of assigned are of each app
 	pauses   map[string][]byte   // likewise; documents are never changed
 
 	// How many there are, for those who need not look.
@@ -191,24 +195,33 @@ func (s *State) put(t table, key, value []byte) bool {
 	if t == pauses {
 		scope.putPause(string(name), value)
 	} else {
-		scope.putAssigned(digest16(name), int64(binary.BigEndian.Uint64(value)))
+		scope.putAssigned(name, int64(binary.BigEndian.Uint64(value)))
 	}
 	return true
 }
 
-func (c *Scope) putAssigned(device deviceKey, channel int64) {
+func (c *Scope) putAssigned(name []byte, channel int64) {
+	device := digest16(name)
 	if _, known := c.assigned[device]; !known {
-		c.state.assigned++
-		c.assignedCount.Add(1)
+		c.countAssigned(name, 1)
 	}
 	c.assigned[device] = channel
 }
 
-func (c *Scope) dropAssigned(device deviceKey) {
+func (c *Scope) dropAssigned(name []byte) {
+	device := digest16(name)
 	if _, known := c.assigned[device]; known {
-		c.state.assigned--
-		c.assignedCount.Add(-1)
+		c.countAssigned(name, -1)
 		delete(c.assigned, device)
+	}
+}
+
+func (c *Scope) countAssigned(name []byte, n int) {
+	c.state.assigned += n
+	c.assignedCount.Add(int64(n))
+	app := appOf(name)
+	if c.apps[app] += n; c.apps[app] == 0 {
+		delete(c.apps, app)
 	}
 }
 
@@ -238,7 +251,7 @@ func (s *State) Scope(identity string) *Scope {
 func (s *State) scopeLocked(key scopeKey) *Scope {
 	c := s.scopes[key]
 	if c == nil {
-		c = &Scope{state: s, key: key, assigned: map[deviceKey]int64{}, pauses: map[string][]byte{}}
+		c = &Scope{state: s, key: key, assigned: map[deviceKey]int64{}, apps: map[string]int{}, pauses: map[string][]byte{}}
 		s.scopes[key] = c
 	}
 	return c
@@ -308,6 +321,12 @@ func (c *Scope) SetPauses(ctx context.Context, app string, doc []byte) error {
 // appendName appends an app and a device. Neither contains a NUL.
 func appendName(dst []byte, app, device string) []byte {
 	return append(append(append(dst, app...), 0), device...)
+}
+
+// appOf is the app of a name.
+func appOf(name []byte) string {
+	app, _, _ := bytes.Cut(name, []byte{0})
+	return string(app)
 }
 
 func digest16(b []byte) [16]byte {

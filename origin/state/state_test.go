@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -143,7 +145,7 @@ func TestBounds(t *testing.T) {
 	defer closed(t, s)
 	c := s.Scope("x")
 	assign(t, c, app, "a", 1)
-	assign(t, c, app, "b", 1)
+	assign(t, c, app+"x", "b", 1)
 	if err := c.Assign(t.Context(), app, "c", 1); !errors.Is(err, ErrFull) {
 		t.Errorf("beyond the bound: %v", err)
 	}
@@ -151,7 +153,7 @@ func TestBounds(t *testing.T) {
 		t.Errorf("reported %v", errs)
 	}
 	wantAssigned(t, c, app, "c", 0, false)
-	assign(t, c, app, "b", 2) // what is there can be changed
+	assign(t, c, app+"x", "b", 2) // what is there can be changed
 	if errs := r.take(); len(errs) != 1 || errs[0] != nil {
 		t.Errorf("reported %v", errs)
 	}
@@ -181,6 +183,65 @@ func TestBounds(t *testing.T) {
 	if err := c.SetPauses(t.Context(), "0", nil); err != nil || c.Pauses("0") != nil {
 		t.Errorf("removing: %v", err)
 	}
+}
+
+// TestAppShare: the devices of one app, which can be made up, leave room for those of others.
+func TestAppShare(t *testing.T) {
+	const most, share = 32, 4
+	path := filepath.Join(t.TempDir(), "state.db")
+	open := func() (*State, *Scope) {
+		s, err := Open(Options{Path: path, maxAssignments: most})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s, s.Scope("x")
+	}
+	s, c := open()
+	for i := range most / 2 {
+		assign(t, c, app, fmt.Sprint(i), 1) // as long as there is plenty
+	}
+	refused := func(app string) {
+		t.Helper()
+		if err := c.Assign(t.Context(), app, "one more", 1); !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), app) {
+			t.Errorf("beyond the share: %v", err)
+		}
+	}
+	refused(app)
+	assign(t, s.Scope("y"), app, "of another origin", 1)
+	for i := range share {
+		assign(t, c, "com.other.app", fmt.Sprint(i), 1)
+	}
+	refused("com.other.app")
+	for range 2 {
+		refused(app)
+		assign(t, c, app, "0", 2) // what is there can be changed
+		closed(t, s)
+		s, c = open()
+	}
+	for i := range most/2 - share + 1 {
+		if err := c.Unassign(t.Context(), app, fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	assign(t, c, app, "one more", 1) // more than half is free
+	if got := s.Stats().Assignments; got != 1+share+share {
+		t.Errorf("%d assignments", got)
+	}
+	// The changes of one commit count, too.
+	var all sync.WaitGroup
+	var kept atomic.Int64
+	for i := range 2 * most {
+		all.Go(func() {
+			if c.Assign(t.Context(), "com.third.app", fmt.Sprint(i), 1) == nil {
+				kept.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	if got := kept.Load(); got < share || got > most/2 || s.Stats().Assignments > most/2 {
+		t.Errorf("%d of the third app, %d in all", got, s.Stats().Assignments)
+	}
+	closed(t, s)
 }
 
 // TestConcurrent: each write is durable when it returns, and many share one commit.

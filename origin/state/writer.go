@@ -46,7 +46,7 @@ func (s *State) commit(batch []*change) {
 		return
 	}
 	err := s.file.Update(func(tx *bbolt.Tx) error {
-		l := ledger{tx: tx, assigned: s.assigned, pauseBytes: s.pauseBytes, most: s.most}
+		l := ledger{tx: tx, assigned: s.assigned, pauseBytes: s.pauseBytes, most: s.most, apps: map[scopedApp]int{}}
 		for _, c := range batch {
 			w := c.What
 			if w.err = l.apply(w); w.err != nil && !errors.Is(w.err, ErrFull) {
@@ -111,7 +111,7 @@ func (w *write) take() {
 	case w.table == pauses:
 		w.scope.putPause(string(w.name), w.value)
 	case len(w.value) == 0:
-		w.scope.dropAssigned(digest16(w.name))
+		w.scope.dropAssigned(w.name)
 	default:
 		w.scope.state.put(w.table, w.key(), w.value)
 	}
@@ -121,7 +121,13 @@ func (w *write) take() {
 type ledger struct {
 	tx                         *bbolt.Tx
 	assigned, pauseBytes, most int
+	apps                       map[scopedApp]int // what assigned has more by this transaction, of each app
 	changed                    bool
+}
+
+type scopedApp struct {
+	scope *Scope
+	name  string
 }
 
 // apply does one change in the transaction, which shows it to the later ones.
@@ -135,23 +141,44 @@ func (l *ledger) apply(w *write) error {
 	if bytes.Equal(old, w.value) {
 		return nil
 	}
-	assigned, pauseBytes := l.assigned, l.pauseBytes
 	if w.table == pauses {
-		pauseBytes += len(w.value) - len(old)
+		err = l.addPause(len(w.value) - len(old))
 	} else {
-		assigned += min(len(w.value), 1) - min(len(old), 1)
+		err = l.addAssigned(w, min(len(w.value), 1)-min(len(old), 1))
 	}
-	switch {
-	case assigned > max(l.most, l.assigned):
-		return fmt.Errorf("%w: %d devices have chosen a channel", ErrFull, l.assigned)
-	case pauseBytes > max(MaxPauses, l.pauseBytes):
-		return fmt.Errorf("%w: pauses take %d bytes", ErrFull, l.pauseBytes)
+	if err != nil {
+		return err
 	}
-	l.assigned, l.pauseBytes, l.changed = assigned, pauseBytes, true
+	l.changed = true
 	if len(w.value) == 0 {
 		return b.Delete(key)
 	}
 	return b.Put(key, boltfile.Seal(key, bytes.Clone(w.value)))
+}
+
+func (l *ledger) addPause(bytes int) error {
+	if bytes > 0 && l.pauseBytes+bytes > MaxPauses {
+		return fmt.Errorf("%w: pauses take %d bytes", ErrFull, l.pauseBytes)
+	}
+	l.pauseBytes += bytes
+	return nil
+}
+
+// addAssigned counts a device that has a choice from now on, or has none any more: n is 1 or -1, or 0 for another choice.
+func (l *ledger) addAssigned(w *write, n int) error {
+	app := scopedApp{w.scope, appOf(w.name)}
+	ofApp := w.scope.apps[app.name] + l.apps[app]
+	switch {
+	case n <= 0:
+	case l.assigned >= l.most:
+		return fmt.Errorf("%w: %d devices have chosen a channel", ErrFull, l.assigned)
+	case l.assigned >= l.most/2 && ofApp >= max(l.most/appShare, 1):
+		return fmt.Errorf("%w of the app %s: %d of its devices have chosen a channel, which is the share of an app while there are %d or more in all",
+			ErrFull, app.name, ofApp, l.most/2)
+	}
+	l.assigned += n
+	l.apps[app] += n
+	return nil
 }
 
 // Close closes the file. Writes on their way end first; later ones get ErrClosed, and reads go on.
