@@ -359,8 +359,11 @@ func (o *outlet) reportSpool(err error) {
 		fault.since = before.since
 	}
 	o.trouble.Store(fault)
-	o.runtime.faults.fault(subject, "failing", "statistics cannot be kept; phones are told to keep them; check space and permissions",
-		append(o.fields(), zap.Error(err))...)
+	state, message := "failing", "statistics cannot be kept; phones are told to keep them; check space and permissions"
+	if errors.Is(err, stats.ErrStillTaking) {
+		state, message = "hampered", "statistics are kept, but not all is well with their files; check space and permissions"
+	}
+	o.runtime.faults.fault(subject, state, message, append(o.fields(), zap.Error(err))...)
 }
 
 // reportCollector logs that the collector takes nothing, or takes events again.

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 	"github.com/capgo-edge/capgo-edge/origin/stats"
 )
 
@@ -465,4 +466,24 @@ func TestOldest(t *testing.T) {
 		want(3 * time.Hour)
 		b.close()
 	})
+}
+
+// TestRemovedFile takes the file away under a running spool: what would be written to it were gone with the next restart, so
+// nothing is acknowledged until it is back.
+func TestRemovedFile(t *testing.T) {
+	b := newBox(t, stats.SpoolOptions{})
+	b.add("a", "d", `1`)
+	aside := b.options.Path + ".aside"
+	if err := os.Rename(b.options.Path, aside); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Append(t.Context(), confirmed("a", "d", `2`)...); !errors.Is(err, boltfile.ErrReplaced) {
+		t.Errorf("taken: %v", err)
+	}
+	if err := os.Rename(aside, b.options.Path); err != nil {
+		t.Fatal(err)
+	}
+	b.add("a", "d", `3`)
+	b.reopen()
+	b.wantStats(2, nil)
 }

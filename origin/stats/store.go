@@ -13,6 +13,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
 // The buckets of the file, and the only key of the first.
@@ -36,6 +38,7 @@ type store struct {
 	path     string
 	db       *bbolt.DB
 	file     *os.File // bbolt's, for when bbolt can no longer close it
+	place    boltfile.Place
 	maxBytes int64
 	size     int64 // of the file
 	high     int   // page that the file may grow up to, see limit
@@ -86,6 +89,9 @@ func openStore(path string, maxBytes int64) (s *store, err error) {
 		s.db, err = bbolt.Open(path, 0o600, o)
 		return err
 	})
+	if err == nil {
+		s.place, err = boltfile.PlaceOf(path, s.file)
+	}
 	if err != nil {
 		return s, openError(path, err)
 	}
