@@ -19,7 +19,10 @@ var (
 	ErrNotAsked = errors.New("the upstream is not asked while it fails")
 	// ErrRefused says that the upstream refuses a group it used to answer, and that nothing is known to answer instead.
 	ErrRefused = errors.New("the upstream refuses what it used to answer")
-	errNoReply = errors.New("the upstream has not answered in time")
+	// ErrAnswered is what the error of an Asker wraps if the upstream has answered, with nothing that is of use: it has counted
+	// the request.
+	ErrAnswered = errors.New("the upstream's answer is of no use")
+	errNoReply  = errors.New("the upstream has not answered in time")
 )
 
 // PerDevice says whether an upstream's answers may differ between devices that ask the same.
@@ -40,6 +43,7 @@ const (
 	Keep        Verdict = iota // by the ages
 	Pass                       // it is for the one device that asked, this once; the upstream knows the group
 	PassUnknown                // likewise, but it says nothing of the group, which stays a stranger if it is one
+	PassAlone                  // likewise, but it says nothing of what others that ask the same are answered
 	// Refused says that the upstream knows nothing of the whole group. It is believed of a group of which nothing was ever
 	// known, for Ages.Negative; of any other it is an outage.
 	Refused
@@ -68,7 +72,7 @@ type Terms struct {
 	Mode PerDevice
 	Ages Ages
 	// Admit is asked before a group of which nothing is known costs the upstream a request, and Dismiss called if that brought no
-	// answer: then it has cost nothing. Dismiss may be nil.
+	// answer, not even one of no use: then it has cost nothing. Dismiss may be nil.
 	Admit   func() bool
 	Dismiss func()
 }

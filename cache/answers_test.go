@@ -462,6 +462,26 @@ func TestAnswersPassUnknown(t *testing.T) {
 	}
 }
 
+// TestAnswersPassAlone has one device be answered in a way that says nothing of others: they are asked for as if it were not there.
+func TestAnswersPassAlone(t *testing.T) {
+	relay(t, PerDeviceOff, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+		want(t, s.get(t, "k", "d"), "loaded k 1")
+		time.Sleep(fresh + staleWhile)
+		u.do(func() {
+			u.answer = func(key, device string) Reply[string] {
+				if device == "alone" {
+					return Reply[string]{Value: "alone", Verdict: PassAlone}
+				}
+				return offer(key, "2")
+			}
+		})
+		want(t, s.get(t, "k", "alone"), "loaded alone")
+		want(t, s.get(t, "k", "d"), "loaded k 2")
+		want(t, s.get(t, "k", "e"), "fresh k 2")
+		wantAccounts(t, s)
+	})
+}
+
 // TestAnswersNamingDevice has answers that name the device, and must not be shared in any mode.
 func TestAnswersNamingDevice(t *testing.T) {
 	for _, mode := range []PerDevice{PerDeviceAuto, PerDeviceOff, PerDeviceOn} {

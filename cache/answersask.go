@@ -129,7 +129,7 @@ func (a *Answers[V]) request(c *asking[V], w *inquiry[V]) (Reply[V], error) {
 	}
 	var none V
 	reply, err := a.ask(w, c.of.device, none)
-	if c.meets && err != nil && w.terms.Dismiss != nil {
+	if c.meets && err != nil && !errors.Is(err, ErrAnswered) && w.terms.Dismiss != nil {
 		w.terms.Dismiss()
 	}
 	return reply, err
@@ -246,6 +246,9 @@ func (a *Answers[V]) answeredLocked(g *group[V], s *slot[V], c *asking[V], w *in
 	if c.reply.Verdict != PassUnknown {
 		g.meetLocked(now, n)
 	}
+	if c.reply.Verdict == PassAlone {
+		return
+	}
 	s.failures, s.err, s.retryAt = 0, nil, 0
 	until := a.clock(c.reply.Until)
 	if c.reply.Verdict == Keep && (until == 0 || until > now) {
@@ -285,7 +288,7 @@ func (a *Answers[V]) storeLocked(g *group[V], s *slot[V], reply *Reply[V], devic
 	}
 	g.putLocked(s, reply, a.options.Size(reply.Value), validated, a.clock(reply.Until))
 	s.failures, s.err, s.retryAt = 0, nil, 0
-	if a.options.Save == nil || s.id.device == "" && (!s.shared || g.marked) {
+	if a.options.Save == nil || s.id.device == "" && (!s.shared || g.auto && g.marked) {
 		return
 	}
 	if s.saved == neverSaved || now-s.saved >= saveEvery {

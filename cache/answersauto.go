@@ -328,21 +328,29 @@ func (a *Answers[V]) remarkLocked(g *group[V], m Mark, n *news[V]) {
 	}
 	g.marked, g.rounds = true, m.Rounds
 	g.examineAt = min(a.clock(m.ExamineAt), a.now()+int64(examineMost)) // the clock may have been set back
-	n.report(StillMarked, "as was found out before")
+	if g.auto {
+		n.report(StillMarked, "as was found out before")
+	}
 }
 
-// saveMark has it kept whether the group is marked.
+// saveMark has it kept whether the group is marked, once more if that has changed meanwhile.
 func (a *Answers[V]) saveMark(g *group[V]) {
 	if a.options.SaveMark == nil {
 		return
 	}
-	var m Mark
-	g.mu.Lock()
-	if g.marked {
-		m = Mark{g.rounds, time.Now().Add(time.Duration(g.examineAt - a.now()))}
+	for saved := -1; ; {
+		var m Mark
+		g.mu.Lock()
+		if g.marked {
+			m = Mark{g.rounds, time.Now().Add(time.Duration(g.examineAt - a.now()))}
+		}
+		g.mu.Unlock()
+		if m.Rounds == saved {
+			return
+		}
+		a.options.SaveMark(g.key, m)
+		saved = m.Rounds
 	}
-	g.mu.Unlock()
-	a.options.SaveMark(g.key, m)
 }
 
 // endExaminationLocked has answers shared again once enough of them have agreed.

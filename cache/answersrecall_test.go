@@ -245,3 +245,22 @@ func TestAnswersPurgeForgotten(t *testing.T) {
 		})
 	}
 }
+
+// TestAnswersMarkOtherMode takes up a mark where devices are not told apart any more: it changes nothing, and nobody is told.
+func TestAnswersMarkOtherMode(t *testing.T) {
+	relay(t, PerDeviceOff, offering("1"), func(t *testing.T, _ *site, u *fakeUpstream) {
+		st := &fakeStore{mark: Mark{Rounds: 2, ExamineAt: time.Now().Add(time.Hour)}}
+		s := anew(t, u, st, PerDeviceOff)
+		want(t, s.get(t, "k", "a"), "loaded k 1")
+		want(t, s.get(t, "k", "b"), "fresh k 1")
+		synctest.Wait()
+		want(t, u.reported(), "")
+		u.do(func() {
+			if len(u.saved) != 1 || s.Stats().Marked != 0 {
+				t.Errorf("%d copies, %+v", len(u.saved), s.Stats())
+			}
+		})
+		u.do(func() { u.err = errDown })
+		want(t, anew(t, u, st, PerDeviceOff).get(t, "k", "c"), "loaded k 1")
+	})
+}

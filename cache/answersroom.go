@@ -297,7 +297,7 @@ func (a *Answers[V]) Stats() AnswersStats {
 	for g := range a.all() {
 		g.mu.Lock()
 		s.Groups++
-		if g.marked {
+		if g.auto && g.marked {
 			s.Marked++
 		}
 		for _, p := range g.slots.Values() {

@@ -19,7 +19,8 @@ type collectorStatus struct {
 	Spool     string `json:"spool"`     // the name of its files in the storage directory's folder "spool"
 
 	// Healthy is false while the spool keeps nothing or the collector takes nothing; Error says why, Since when that began, and
-	// Next when the collector is asked again.
+	// Next when the collector is asked again. A lesser fault of the spool's files, which keeps no event from being delivered, is
+	// told while Healthy is true.
 	Healthy bool       `json:"healthy"`
 	Error   string     `json:"error,omitempty"`
 	Since   *time.Time `json:"since,omitempty"`
@@ -46,6 +47,8 @@ func (o *outlet) status(open *openOutlet) collectorStatus {
 	}
 	if fault := o.health(); fault != nil { // phones are refused, which is worse than a collector that is down
 		s.Healthy, s.Error, s.Since, s.Next = false, fault.err.Error(), timeOrNone(fault.since), nil
+	} else if fault := o.trouble.Load(); fault != nil && s.Healthy {
+		s.Error, s.Since = fault.err.Error(), timeOrNone(fault.since)
 	}
 	return s
 }

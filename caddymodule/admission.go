@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,25 +60,25 @@ func (a *admission) fillLocked(now time.Duration) {
 }
 
 // allow reports whether the upstream may be asked about one more unknown app for a client. A client without an address
-// counts with all others that have none.
-func (a *admission) allow(client netip.Addr) bool {
+// counts with all others that have none. at is for giveBack.
+func (a *admission) allow(client netip.Addr) (at time.Duration, ok bool) {
 	network := clientNetwork(client)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Since(a.began)
-	asks, ok := a.clients.Get(network)
-	if !ok {
+	asks, known := a.clients.Get(network)
+	if !known {
 		asks = new(recentAsks)
 	}
 	a.fillLocked(now)
 	if !asks.room(now) || a.left < 1 {
-		return false
+		return 0, false
 	}
 	a.left--
 	asks.at[asks.n] = now
 	asks.n++
 	a.clients.Add(network, asks)
-	return true
+	return now, true
 }
 
 // room reports whether there may be one more, and forgets those that the window has passed.
@@ -90,12 +91,16 @@ func (r *recentAsks) room(now time.Duration) bool {
 	return r.n < asksPerClient
 }
 
-// giveBack undoes the newest allow of a client: the upstream did not get the request, or gave no answer.
-func (a *admission) giveBack(client netip.Addr) {
+// giveBack undoes what allow did for a client at a time: the upstream did not get the request, or gave no answer.
+func (a *admission) giveBack(client netip.Addr, at time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if asks, ok := a.clients.Get(clientNetwork(client)); ok && asks.n > 0 {
-		asks.n--
+	asks, ok := a.clients.Get(clientNetwork(client))
+	if !ok {
+		return
+	}
+	if i := slices.Index(asks.at[:asks.n], at); i >= 0 {
+		asks.n = i + copy(asks.at[i:], asks.at[i+1:asks.n])
 		a.left = min(a.left+1, float64(a.perMinute))
 	}
 }
@@ -146,7 +151,11 @@ func (l *relay) termsFor(r *http.Request, app cache.Key) *cache.Terms {
 		return &l.terms
 	}
 	client, terms := clientOf(r).Address, l.terms
-	terms.Admit = func() bool { return l.admission.allow(client) }
-	terms.Dismiss = func() { l.admission.giveBack(client) }
+	var at time.Duration
+	terms.Admit = func() (ok bool) {
+		at, ok = l.admission.allow(client)
+		return ok
+	}
+	terms.Dismiss = func() { l.admission.giveBack(client, at) } // by who was admitted, behind that
 	return &terms
 }

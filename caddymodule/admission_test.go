@@ -18,7 +18,7 @@ func TestAdmissionWindow(t *testing.T) {
 				a, began := newAdmission(60), time.Now()
 				var let []time.Time
 				for time.Since(began) < 4*time.Hour {
-					if a.allow(oneClient) {
+					if allows(a, oneClient) {
 						let = append(let, time.Now())
 					}
 					time.Sleep(every)
@@ -42,7 +42,7 @@ func TestAdmissionTrickle(t *testing.T) {
 		a, next := newAdmission(30), netip.MustParseAddr("198.51.100.0")
 		flood := func(last time.Duration) (n int) {
 			for began := time.Now(); time.Since(began) < last; time.Sleep(100 * time.Millisecond) {
-				if next = next.Next(); a.allow(next) {
+				if next = next.Next(); allows(a, next) {
 					n++
 				}
 			}
@@ -73,21 +73,22 @@ func TestAdmissionGiveBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAdmission(5)
 		for range 20 { // in an outage
-			if !a.allow(oneClient) {
+			at, ok := a.allow(oneClient)
+			if !ok {
 				t.Fatal("what came to nothing counts")
 			}
-			a.giveBack(oneClient)
+			a.giveBack(oneClient, at)
 		}
 		for i := range asksPerClient {
-			if !a.allow(oneClient) {
+			if !allows(a, oneClient) {
 				t.Fatalf("only %d are let through", i)
 			}
 		}
-		if a.allow(oneClient) {
+		if allows(a, oneClient) {
 			t.Error("one too many is let through")
 		}
-		a.giveBack(netip.MustParseAddr("203.0.113.8")) // it had none
-		if a.allow(oneClient) || !a.allow(netip.MustParseAddr("203.0.113.9")) || a.allow(netip.MustParseAddr("203.0.113.10")) {
+		a.giveBack(netip.MustParseAddr("203.0.113.8"), 0) // it had none
+		if allows(a, oneClient) || !allows(a, netip.MustParseAddr("203.0.113.9")) || allows(a, netip.MustParseAddr("203.0.113.10")) {
 			t.Error("another client's is given back")
 		}
 	})
@@ -109,9 +110,9 @@ func TestAdmissionNetworks(t *testing.T) {
 			first, _ := netip.ParseAddr(tt.a)
 			second, _ := netip.ParseAddr(tt.b)
 			for range asksPerClient {
-				a.allow(first)
+				allows(a, first)
 			}
-			if a.allow(second) == tt.same {
+			if allows(a, second) == tt.same {
 				t.Errorf("they count as one: %t", !tt.same)
 			}
 		})
@@ -122,7 +123,7 @@ func TestAdmissionNetworks(t *testing.T) {
 func TestAdmissionClients(t *testing.T) {
 	a := newAdmission(1 << 20)
 	for client := range maxClients + 10 {
-		a.allow(netip.AddrFrom4([4]byte{10, byte(client >> 16), byte(client >> 8), byte(client)}))
+		allows(a, netip.AddrFrom4([4]byte{10, byte(client >> 16), byte(client >> 8), byte(client)}))
 	}
 	if n := a.clients.Len(); n != maxClients {
 		t.Errorf("%d clients are remembered", n)
@@ -134,15 +135,41 @@ func TestAdmissionOf(t *testing.T) {
 	r := new(runtime)
 	a := r.admissionOf("one", 60)
 	for range asksPerClient {
-		a.allow(oneClient)
+		allows(a, oneClient)
 	}
-	if r.admissionOf("one", 30).allow(oneClient) {
+	if allows(r.admissionOf("one", 30), oneClient) {
 		t.Error("another site has its own")
 	}
 	if a.perMinute != 30 {
 		t.Errorf("the newest configuration says 30 a minute, and it lets %d through", a.perMinute)
 	}
-	if !r.admissionOf("another", 60).allow(oneClient) {
+	if !allows(r.admissionOf("another", 60), oneClient) {
 		t.Error("upstreams share one")
 	}
+}
+
+// TestAdmissionGiveBackOlder: what is given back is what came to nothing, also if others have begun since: the newer ones count for
+// as long as they must.
+func TestAdmissionGiveBackOlder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := newAdmission(60)
+		first, _ := a.allow(oneClient)
+		time.Sleep(15 * time.Second)
+		for range asksPerClient - 1 {
+			a.allow(oneClient)
+		}
+		a.giveBack(oneClient, first)
+		if !allows(a, oneClient) {
+			t.Error("nothing was given back")
+		}
+		time.Sleep(askWindow - time.Second)
+		if allows(a, oneClient) {
+			t.Error("five within the window")
+		}
+	})
+}
+
+func allows(a *admission, client netip.Addr) bool {
+	_, ok := a.allow(client)
+	return ok
 }

@@ -219,7 +219,7 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 	}
 	a, state, err := l.runtime.answers.Get(r.Context(), l.termsFor(r, q.Group), &q)
 	if now := l.isOfficial.Load(); now && !official && mine != nil {
-		if reply := mine.reply.Load(); reply != nil { // it is to be found by the fields that count from now on
+		if reply := mine.reply.Load(); reply != nil && reply.Value.learned != nil { // it is to be found by the fields that count from now on
 			l.keepAgain(r, s, reply)
 			return reply.Value, cache.Loaded, nil
 		}
@@ -340,14 +340,12 @@ type inquiry struct {
 	derived  atomic.Pointer[relayed] // the device's answer, if it follows from another one; given once
 	customID bool                    // custom_id is in the key
 
-	// ambiguous says that the upstream may read the body otherwise than this edge, and ambiguousApp that it may take another app
-	// out of it.
-	ambiguous, ambiguousApp bool
+	ambiguous bool // the upstream may read the body otherwise than this edge
 }
 
 func (l *relay) inquire(r *http.Request, s *scratch) *inquiry {
 	i := &inquiry{relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r)}
-	i.ambiguous, i.ambiguousApp = l.foreign.Ambiguous(i.body)
+	i.ambiguous, _ = l.foreign.Ambiguous(i.body)
 	return i
 }
 
@@ -385,9 +383,6 @@ func withoutCustomID(body []byte) []byte {
 // ask asks the upstream as the given device. It is a cache.Asker.
 func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.Reply[*relayed], error) {
 	own := device == i.check.DeviceID
-	if i.ambiguousApp {
-		return cache.Reply[*relayed]{Value: refusedBody(), Verdict: cache.PassUnknown}, nil
-	}
 	if own {
 		if derived := i.derived.Swap(nil); derived != nil {
 			return cache.Reply[*relayed]{Value: derived, Shareable: true}, nil
@@ -400,14 +395,17 @@ func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.
 	if errors.Is(err, upstream.ErrOpen) || errors.Is(err, upstream.ErrBusy) {
 		err = fmt.Errorf("%w: %w", cache.ErrNotAsked, err)
 	}
+	if errors.Is(err, upstream.ErrUnknown) {
+		err = fmt.Errorf("%w: %w", cache.ErrAnswered, err)
+	}
 	if err != nil {
 		i.notMet(strings.Join(i.names, " "), err)
 		return cache.Reply[*relayed]{}, err
 	}
 	reply, err := i.read(ctx, answer, device)
 	reply.Value.request = i.common(body)
-	if i.ambiguous && reply.Verdict == cache.Keep {
-		reply.Verdict, reply.Shareable = cache.Pass, false
+	if i.ambiguous && (reply.Verdict == cache.Keep || reply.Verdict == cache.Pass) {
+		reply.Verdict, reply.Shareable = cache.PassAlone, false
 	}
 	if err == nil && own {
 		i.reply.Store(&reply)
@@ -417,6 +415,9 @@ func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.
 	}
 	return reply, err
 }
+
+// answered is the error of an upstream that has answered in vain.
+func answered(text string) error { return fmt.Errorf("%w: %s", cache.ErrAnswered, text) }
 
 // read says what may be done with an answer.
 func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device string) (cache.Reply[*relayed], error) {
@@ -435,11 +436,11 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 		}
 	case resolver.AnswerClientError, resolver.AnswerClasses:
 	case resolver.AnswerOutage:
-		err := errors.New("the upstream answers with something that is no answer")
+		err := answered("it answers with something that is no answer")
 		i.notMet(a.server, err)
 		return reply, err
 	case resolver.AnswerThrottled: // this edge, or this moment; a phone would fall silent for as long as it is told
-		return reply, errors.New("the upstream has too many requests")
+		return reply, answered("it has too many requests")
 	case resolver.AnswerRefused:
 		reply.Verdict, reply.Shareable = cache.Refused, true
 	case resolver.AnswerOwnAddress:
@@ -447,7 +448,7 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 			"switch block_provider_infra_requests off for the app, or run the edge elsewhere",
 			zap.String(fieldAppID, i.check.AppID), zap.String(fieldUpstream, a.server))
 		if answer.Status != http.StatusOK { // a phone would take a 429 for its own
-			return reply, errors.New("the upstream refuses this edge's own address")
+			return reply, answered("it refuses this edge's own address")
 		}
 	case resolver.AnswerOffer, resolver.AnswerNoUpdate:
 		i.learn(ctx, a, parsed, i.check.AppID, device)
@@ -456,12 +457,6 @@ func (i *inquiry) read(ctx context.Context, answer *upstream.Answer, device stri
 		}
 	}
 	return reply, nil
-}
-
-// refusedBody is the answer to a check that other servers may read as one of another app.
-func refusedBody() *relayed {
-	refusal := resolver.AppendRefusal(nil, &resolver.Refusal{Status: http.StatusBadRequest, Code: codeInvalidBody, Message: messageTwoApps})
-	return &relayed{status: http.StatusBadRequest, kind: jsonType[0], body: refusal}
 }
 
 func replyOf(a *relayed, parsed *resolver.Answer) cache.Reply[*relayed] {
@@ -510,7 +505,7 @@ func (l *relay) prepare(a *relayed, parsed *resolver.Answer, appID, device strin
 // elsewhere logs, once for each host, that phones load from there, past this edge.
 func (l *relay) elsewhere(address string) {
 	u, err := url.Parse(address)
-	if err != nil || u.Host == "" {
+	if err != nil || u.Host == "" || l.external.Allows(u.Scheme+"://"+u.Host) {
 		return
 	}
 	l.runtime.faults.fault("downloads of "+l.scope+" from "+u.Host, "elsewhere",

@@ -164,9 +164,10 @@ func TestRelayAmbiguousBodies(t *testing.T) {
 	}
 	for _, member := range []string{`"App_Id":"com.made.up"`, `"app_id":"com.made.up"`} {
 		for _, path := range []string{"/updates", "/updates/manifest_size", "/channel_self"} {
-			r := client.Post(path, with(check("version_name", "7.0.0", "channel", "beta"), member))
-			if r.Status != 400 {
-				t.Errorf("%s with %s: status %d, %s", path, member, r.Status, r.Body)
+			for _, body := range []string{check("version_name", "7.0.0", "channel", "beta"), check("platform", "ios")} { // the last is known
+				if r := client.Post(path, with(body, member)); r.Status != 400 {
+					t.Errorf("%s with %s: status %d, %s", path, member, r.Status, r.Body)
+				}
 			}
 		}
 	}
@@ -226,6 +227,77 @@ func TestRelayLostChannelWrite(t *testing.T) {
 	}
 }
 
+// TestRelayUnsentChannelWrite: a call that reached nobody changes nothing: the device has last good answers in an outage, too.
+func TestRelayUnsentChannelWrite(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"version":"1.0.1","url":"http://cdn.example/1.zip","checksum":"1"}`)
+	}))
+	defer server.Close()
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + server.URL + " {\n relay {\n fresh 50ms\n stale_while 50ms\n }\n }"})
+	client := e.Client(t)
+	for i := range 4 {
+		client.Post("/updates", check("device_id", numbered(i)))
+	}
+	server.Close()
+	time.Sleep(150 * time.Millisecond) // until the answer is old
+	for range 10 {                     // also behind the breaker
+		if r := client.Post("/channel_self", check("plugin_version", "6.0.0", "channel", "beta")); r.Status != 503 {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+		wantOffered(t, client.Post("/updates", check()), "1.0.1", "the device")
+	}
+}
+
+// TestRelayStrangersInVain: the upstream has counted what it answered, be the answer of no use, and what a client did not wait for.
+// Made-up apps cost it no more than they would otherwise.
+func TestRelayStrangersInVain(t *testing.T) {
+	for name, answer := range map[string]struct {
+		status int
+		body   string
+	}{
+		"throttled":   {429, `{"error":"too_many_requests","message":"slow down"}`},
+		"own address": {429, `{"error":"provider_infrastructure_request_blocked","message":"blocked"}`},
+		"failing":     {500, `{"error":"unknown_error","message":"unknown"}`},
+		"no answer":   {200, `<html>`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var asked atomic.Int64
+			server := serving(t, func(w http.ResponseWriter, _ *asking) {
+				asked.Add(1)
+				w.WriteHeader(answer.status)
+				_, _ = io.WriteString(w, answer.body)
+			})
+			client := edgetest.Start(t, edgetest.Config{Site: relaying(server)}).Client(t)
+			for i := range 20 {
+				client.Post("/updates", check("app_id", fmt.Sprint("com.made.up", i)))
+			}
+			if n := asked.Load(); n == 0 || n > 4 {
+				t.Errorf("the upstream was asked %d times", n)
+			}
+		})
+	}
+	t.Run("the client hangs up", func(t *testing.T) {
+		var asked atomic.Int64
+		server := serving(t, func(_ http.ResponseWriter, _ *asking) {
+			asked.Add(1)
+			time.Sleep(200 * time.Millisecond)
+		})
+		client := edgetest.Start(t, edgetest.Config{Site: relaying(server)}).Client(t)
+		for i := range 10 {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			r, err := client.Open(ctx, "POST", "/channel_self", check("app_id", fmt.Sprint("com.made.up", i), "channel", "beta"))
+			if err == nil {
+				_ = r.Body.Close()
+			}
+			cancel()
+		}
+		if n := asked.Load(); n == 0 || n > 4 {
+			t.Errorf("the upstream was asked %d times", n)
+		}
+	})
+}
+
 // TestRelayRefusedChannelWrite: calls that the upstream refuses, by a 200 as the official one does, make no device differ.
 func TestRelayRefusedChannelWrite(t *testing.T) {
 	var asked atomic.Int64
@@ -268,7 +340,6 @@ func TestRelayTrickleInOutage(t *testing.T) {
 	client := edgetest.Start(t, edgetest.Config{Site: relaying(server)}).Client(t)
 	for i := range 20 {
 		client.Post("/updates", check("device_id", numbered(i), "version_name", fmt.Sprint("1.0.", i)))
-		client.Post("/channel_self", check("device_id", numbered(i), "plugin_version", "6.0.0", "channel", "beta"))
 	}
 	down.Store(false)
 	for began := time.Now(); client.Post("/updates", check()).Status != 200; time.Sleep(100 * time.Millisecond) {

@@ -18,6 +18,9 @@ import (
 
 // relayCheck answers a check of an app that has no manifest here.
 func (h *Handler) relayCheck(w http.ResponseWriter, r *http.Request, s *scratch) {
+	if h.refuseAmbiguous(w, s.body) {
+		return
+	}
 	a, state, err := h.relay.ask(r, s)
 	if h.Debug {
 		w.Header().Set("Cache-Status", relayStatus(a, state))
@@ -72,9 +75,14 @@ func (h *Handler) passRelayed(w http.ResponseWriter, a *relayed) {
 	_, _ = w.Write(a.body) //nolint:gosec // it is the upstream's, and not sniffed; a client that went away is no fault
 }
 
-// forward passes a request through to the upstream, whose answer is the client's. It returns the status; 0 means that there
-// was none, and the request was answered here.
-func (h *Handler) forward(w http.ResponseWriter, r *http.Request, path string, limit int64) int {
+// passed is what became of a request that was passed through.
+type passed struct {
+	status int  // of the answer; 0: there was none, and the request was answered here
+	sent   bool // a server may have seen something of it
+}
+
+// forward passes a request through to the upstream, whose answer is the client's.
+func (h *Handler) forward(w http.ResponseWriter, r *http.Request, path string, limit int64) passed {
 	scheme := "https"
 	if strings.HasPrefix(h.publicBase(r), "http://") {
 		scheme = "http"
@@ -86,20 +94,18 @@ func (h *Handler) forward(w http.ResponseWriter, r *http.Request, path string, l
 	case status != 0 && err != nil:
 		panic(http.ErrAbortHandler)
 	case status != 0:
-		return status
+		return passed{status, true}
 	}
 	if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 		refuseTooLarge(w, limit)
-		return 0
-	}
-	if r.Context().Err() == nil {
+	} else if r.Context().Err() == nil {
 		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "The server behind this edge cannot be reached just now, try again later")
 	}
-	return 0
+	return passed{0, !errors.Is(err, upstream.ErrNotSent)}
 }
 
 // forwardRead is forward for a request whose body was read already.
-func (h *Handler) forwardRead(w http.ResponseWriter, r *http.Request, body []byte, path string, limit int64) int {
+func (h *Handler) forwardRead(w http.ResponseWriter, r *http.Request, body []byte, path string, limit int64) passed {
 	again := r.Clone(r.Context())
 	again.Body, again.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	return h.forward(w, again, path, limit)
@@ -126,18 +132,20 @@ func (h *Handler) admitForward(w http.ResponseWriter, r *http.Request, appID str
 type pass struct {
 	admission *admission
 	client    netip.Addr
+	at        time.Duration
 }
 
 // admitStranger gives a pass, if the client has one left.
 func (h *Handler) admitStranger(r *http.Request) (pass, bool) {
 	client := clientOf(r).Address
-	return pass{h.relay.admission, client}, h.relay.admission.allow(client)
+	at, ok := h.relay.admission.allow(client)
+	return pass{h.relay.admission, client, at}, ok
 }
 
-// used takes the status of the answer: a request without any has cost the upstream nothing.
-func (p pass) used(status int) {
-	if status == 0 && p.admission != nil {
-		p.admission.giveBack(p.client)
+// used says what became of the request. One that was not sent has cost the upstream nothing.
+func (p pass) used(became passed) {
+	if !became.sent && p.admission != nil {
+		p.admission.giveBack(p.client, p.at)
 	}
 }
 
@@ -194,17 +202,22 @@ func (h *Handler) relayChannelCall(w http.ResponseWriter, r *http.Request, s *sc
 		p.used(h.forwardRead(w, r, s.body, pathChannels, maxCheckBody))
 		return
 	}
-	watched, refused := &headWriter{ResponseWriter: w}, false
+	watched, chosen := &headWriter{ResponseWriter: w}, true
 	defer func() { // also if the answer breaks off: the choice may have been taken
-		if !refused {
+		if chosen {
 			h.relay.differs(call.AppID, call.DeviceID)
 		}
 	}()
 	plain := r.Clone(r.Context())
 	plain.Header.Set("Accept-Encoding", "identity") // the answer is read here, too
-	status := h.forwardRead(watched, plain, s.body, pathChannels, maxCheckBody)
-	p.used(status)
-	refused = status >= 300 || status != 0 && refusesChoice(watched.head)
+	became := h.forwardRead(watched, plain, s.body, pathChannels, maxCheckBody)
+	p.used(became)
+	switch became.status {
+	case 0, http.StatusBadGateway, http.StatusGatewayTimeout: // what became of it, nobody knows
+		chosen = became.sent
+	default:
+		chosen = became.status/100 == 2 && !refusesChoice(watched.head)
+	}
 }
 
 // refuseAmbiguous refuses a body that other servers may read as one of another app.

@@ -137,8 +137,10 @@ func (h *Handler) appOf(r *http.Request, appID string) (app *release, confirmed 
 	}
 	if h.relays(err) {
 		confirmed, err = h.relay.knows(appID)
-		if !confirmed && err == nil && !h.relay.admission.allow(clientOf(r).Address) {
-			err = errNotAdmitted // it would be sent on to the upstream
+		if !confirmed && err == nil {
+			if _, admitted := h.admitStranger(r); !admitted {
+				err = errNotAdmitted // it would be sent on to the upstream
+			}
 		}
 		return nil, confirmed, err
 	}

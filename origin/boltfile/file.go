@@ -139,9 +139,7 @@ func open(o *Options) (*File, error) {
 		return err
 	})
 	if err == nil {
-		f.place, err = PlaceOf(o.Path, f.file)
-	}
-	if err == nil {
+		f.place = PlaceOf(o.Path, f.file)
 		err = f.stamp(o.Format)
 	}
 	if err != nil {

@@ -12,22 +12,23 @@ var ErrReplaced = errors.New("the file was removed or replaced while it is in us
 // Place is the name of an open file. Whoever has the file open need not notice that its name is gone, or another file's.
 type Place struct {
 	path string
-	open os.FileInfo
+	file *os.File
 }
 
 // PlaceOf notes that a file is open under a name.
-func PlaceOf(path string, file *os.File) (Place, error) {
-	info, err := file.Stat()
-	return Place{path, info}, err
-}
+func PlaceOf(path string, file *os.File) Place { return Place{path, file} }
 
-// Check returns ErrReplaced if the name is another file's by now, or nobody's. It takes a system call.
+// Check returns ErrReplaced if the name is another file's by now, or nobody's. It takes two system calls.
 func (p Place) Check() error {
-	info, err := os.Stat(p.path)
+	named, err := os.Stat(p.path)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrReplaced, err)
 	}
-	if !os.SameFile(info, p.open) {
+	open, err := p.file.Stat()
+	if err != nil {
+		return err
+	}
+	if !os.SameFile(named, open) {
 		return fmt.Errorf("%w: %s", ErrReplaced, p.path)
 	}
 	return nil

@@ -3,6 +3,7 @@ package learned
 import (
 	"bytes"
 	"context"
+	"errors"
 	"strings"
 	"time"
 
@@ -56,7 +57,8 @@ func (c *Scope) Each(ctx context.Context, app string, f func(key string, answer 
 	if err != nil {
 		return err
 	}
-	if err := c.store.writes.Commit(ctx, write{}); err != nil { // with it goes what waits
+	// With it goes what waits. If the disk takes nothing, what is on it is told.
+	if err := c.store.writes.Commit(ctx, write{}); errors.Is(err, ErrClosed) || ctx.Err() != nil {
 		return err
 	}
 	for from := prefix.inTable(); from != nil; {

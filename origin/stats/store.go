@@ -42,7 +42,7 @@ type store struct {
 	maxBytes int64
 	size     int64 // of the file
 	high     int   // page that the file may grow up to, see limit
-	// frozen says that the file may not grow, as the disk is nearly full.
+	// frozen says that the file may not grow, as the disk is nearly full, or the file has no name any more.
 	frozen bool
 
 	state  state
@@ -89,12 +89,10 @@ func openStore(path string, maxBytes int64) (s *store, err error) {
 		s.db, err = bbolt.Open(path, 0o600, o)
 		return err
 	})
-	if err == nil {
-		s.place, err = boltfile.PlaceOf(path, s.file)
-	}
 	if err != nil {
 		return s, openError(path, err)
 	}
+	s.place = boltfile.PlaceOf(path, s.file)
 	s.limit(maxBytes)
 	return s, s.load()
 }

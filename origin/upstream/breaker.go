@@ -27,7 +27,7 @@ func (s State) String() string { return [...]string{"closed", "open", "half-open
 // When a breaker opens, and for how long. The official edge opens for 5 minutes at the first 5xx, timeout or network error
 // (protocol 8), and has other servers to turn to. Here there may be none. So it takes three failures with no success between
 // them, and the first pause is short; it doubles, up to those 5 minutes. Each is 20 % longer or shorter, by chance, or all
-// edges would come back at once. A failure that one app or one odd request is enough for does not count: see errUnknown, and
+// edges would come back at once. A failure that one app or one odd request is enough for does not count: see ErrUnknown, and
 // forward.settle.
 const (
 	tolerated  = 3
@@ -207,6 +207,8 @@ func (b *breaker) health() Health {
 
 // The errors that say why a server was not asked, or not believed.
 var (
+	// ErrNotSent: no server can have seen anything of the request.
+	ErrNotSent = errors.New("it was not sent")
 	// ErrOpen: it failed just now, and is left alone.
 	ErrOpen = errors.New("left alone after failures")
 	// ErrBusy: too many requests are under way there, and none of them ended in time.

@@ -255,7 +255,7 @@ func TestOneBrokenApp(t *testing.T) {
 		broken := says(500, `{"error":"unknown_error","message":"Unknown error","moreInfo":{}}`)
 		turn(broken)
 		for range 2 * tolerated {
-			if a, err := check(t, g); !errors.Is(err, errUnknown) {
+			if a, err := check(t, g); !errors.Is(err, ErrUnknown) {
 				t.Fatalf("%+v, %v", a, err)
 			}
 		}
@@ -273,7 +273,7 @@ func TestOneBrokenApp(t *testing.T) {
 		wantState(t, g, Open)
 		time.Sleep(firstPause * 12 / 10)
 		turn(broken)
-		if _, err := check(t, g); !errors.Is(err, errUnknown) {
+		if _, err := check(t, g); !errors.Is(err, ErrUnknown) {
 			t.Error(err)
 		}
 		wantState(t, g, HalfOpen)

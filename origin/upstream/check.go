@@ -122,7 +122,7 @@ func (s *server) check(ctx context.Context, share time.Duration, body []byte, c 
 		v.answered()
 	case ctx.Err() != nil: // the caller's doing
 		v.abandoned()
-	case errors.Is(err, errUnknown):
+	case errors.Is(err, ErrUnknown):
 		v.undecided()
 	default:
 		if errors.Is(context.Cause(within), errTimeout) {
@@ -208,14 +208,14 @@ func failedAnswer(resp *http.Response) error {
 	}
 	text, unread := io.ReadAll(io.LimitReader(resp.Body, smallBody))
 	if unread == nil && codeOf(text) == "unknown_error" {
-		return fmt.Errorf("%w, %w", err, errUnknown)
+		return fmt.Errorf("%w, %w", err, ErrUnknown)
 	}
 	return err
 }
 
-// errUnknown: the official server answers so where its code for this body or app fails, such as for a bundle whose name is
+// ErrUnknown: the official server answers so where its code for this body or app fails, such as for a bundle whose name is
 // not semver (protocol 1.5). The caller has no answer, but the server works, and may well have one for everybody else.
-var errUnknown = errors.New("unknown_error: it may be this app or request alone that it fails for")
+var ErrUnknown = errors.New("unknown_error: it may be this app or request alone that it fails for")
 
 // errNoTime: the servers before it took all there was.
 var errNoTime = errors.New("no time was left to ask it")

@@ -51,12 +51,13 @@ type Passage struct {
 // idempotent (RFC 9110, section 9.2.2).
 //
 // status is that of the answer; 0: nothing was written, and err says why. A body larger than MaxBody is an
-// *http.MaxBytesError. An err beside a status says that the answer broke off: then the handler must end with
+// *http.MaxBytesError; ErrNotSent is among what is wrapped if no server can have seen anything of the request. An err beside
+// a status says that the answer broke off: then the handler must end with
 // panic(http.ErrAbortHandler), or the client would take it for whole.
 func (g *Group) Forward(w http.ResponseWriter, r *http.Request, p Passage) (status int, err error) {
 	body, err := readBody(w, r, p.MaxBody)
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("%w: %w", ErrNotSent, err)
 	}
 	f := &forward{group: g, passage: &p, body: body}
 	proxy := g.proxy
@@ -137,6 +138,13 @@ func (f *forward) RoundTrip(out *http.Request) (*http.Response, error) {
 		limit = uploadTime
 	}
 	deadline := time.Now().Add(limit)
+	anySent := false
+	notSent := func(err error) error {
+		if anySent {
+			return err
+		}
+		return fmt.Errorf("%w: %w", ErrNotSent, err)
+	}
 	var failures error
 	for i, s := range f.group.servers {
 		share := time.Until(deadline)
@@ -151,18 +159,19 @@ func (f *forward) RoundTrip(out *http.Request) (*http.Response, error) {
 		if err == nil {
 			return resp, nil
 		}
+		anySent = anySent || sent
 		if ctx := out.Context(); ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, notSent(context.Cause(ctx))
 		}
 		if f.body.failure() != nil {
-			return nil, f.body.failure()
+			return nil, notSent(f.body.failure())
 		}
 		failures = join(failures, s.failure(err))
 		if sent && !again {
 			break
 		}
 	}
-	return nil, failures
+	return nil, notSent(failures)
 }
 
 // isIdempotent reports that a request may be made twice (RFC 9110, section 9.2.2).
