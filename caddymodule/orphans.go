@@ -25,6 +25,7 @@ type spoolLabel struct {
 	Origin    string `json:"origin"`
 	Address   string `json:"address"`
 	Headers   string `json:"headers"`
+	Heir      string `json:"heir,omitempty"` // the spool of the site that has taken the place; empty while it is a site's own
 }
 
 const labelSuffix = ".collector.json"
@@ -36,7 +37,7 @@ func labelOf(scope string, t *tuning) spoolLabel {
 	}
 	headers, _ := json.Marshal(t.headers) // in the order of their names
 	address := sameAddress(t.address)
-	return spoolLabel{withoutQuery(address), digest(scope), digest(address), digest(string(headers))}
+	return spoolLabel{withoutQuery(address), digest(scope), digest(address), digest(string(headers)), ""}
 }
 
 // isHeir reports whether a site may send the events of a spool that is not its own, and how much the two have in common. Of
@@ -90,14 +91,18 @@ func (r *runtime) seekHeirs() {
 	if sites == nil {
 		return // the edge stops
 	}
+	fresh := map[string]bool{} // sites that were not there, or not like this, the last time: only they can have taken a place
 	for name, l := range sites {
-		r.writeLabel(name, l.spoolLabel)
+		fresh[name] = r.readLabel(name) != l.spoolLabel
 	}
 	files, _ := os.ReadDir(filepath.Join(r.dir, spoolsDir)) // what cannot be read is opened, and reported, elsewhere
 	for _, file := range files {
 		if name, isSpool := strings.CutSuffix(file.Name(), spoolSuffix); isSpool {
-			r.seekHeir(name, slices.Collect(maps.Values(sites)))
+			r.seekHeir(name, sites, fresh)
 		}
+	}
+	for name, l := range sites { // at last: until then a crash leaves them fresh
+		r.writeLabel(name, l.spoolLabel)
 	}
 }
 
@@ -126,9 +131,9 @@ func (r *runtime) labels() map[string]labelledTuning {
 }
 
 // seekHeir decides about a spool.
-func (r *runtime) seekHeir(name string, sites []labelledTuning) {
+func (r *runtime) seekHeir(name string, sites map[string]labelledTuning, fresh map[string]bool) {
 	label := r.readLabel(name)
-	heir := heirOf(&label, sites)
+	heir := heirOf(&label, candidates(name, label.Heir, sites, fresh))
 	subject, where := "orphan "+name, []zap.Field{
 		zap.String(fieldCollector, label.Collector), zap.String(fieldSpool, name), zap.String(fieldStorage, r.dir),
 	}
@@ -150,6 +155,21 @@ func (r *runtime) seekHeir(name string, sites []labelledTuning) {
 	if heir != nil {
 		o.drain(heir)
 	}
+}
+
+// candidates are the sites that may be the heir of a spool: the one whose spool it is, those that are fresh, and the heir there
+// was. One that was there before, as it is, has taken nobody's place: it is another tenant of the same collector, maybe.
+func candidates(name, before string, sites map[string]labelledTuning, fresh map[string]bool) (all []labelledTuning) {
+	for _, site := range slices.Sorted(maps.Keys(sites)) {
+		l := sites[site]
+		if site != name {
+			l.Heir = site
+		}
+		if site == name || fresh[site] || site == before {
+			all = append(all, l)
+		}
+	}
+	return all
 }
 
 // inherit returns who empties a spool: a site that uses it, or its heir, and whether that has just begun. It is nil if there is
@@ -196,7 +216,8 @@ func (o *outlet) drain(heir *labelledTuning) {
 	}
 }
 
-// checkSpent closes an orphan that holds nothing any more, dead letters included, and has its files removed.
+// checkSpent closes an orphan that holds nothing any more, dead letters included, and has its files removed. While not all is
+// well with them nobody knows what they hold.
 func (o *outlet) checkSpent() {
 	open := o.open.Load()
 	if open == nil {
@@ -211,7 +232,7 @@ func (o *outlet) checkSpent() {
 		return
 	}
 	if open != nil {
-		if left := open.spool.Stats(); left.Events == 0 && left.DeadEvents == 0 {
+		if left := open.spool.Stats(); left.Events == 0 && left.DeadEvents == 0 && o.trouble.Load() == nil {
 			o.spent = true
 			o.releaseLocked()
 			return

@@ -133,3 +133,31 @@ func TestStatsOfRestoredSite(t *testing.T) {
 		t.Errorf("arrived: %s", got)
 	}
 }
+
+// TestStatsOfTenants: two sites of one collector that a key in its query tells apart are two tenants. When one goes, the other
+// does not get its events, over a reload as over a restart.
+func TestStatsOfTenants(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(map[bool]string{false: "reloaded", true: "restarted"}[restart], func(t *testing.T) {
+			s, c := newSite(t), newCollector(t)
+			s.publish("1.0.1", 100)
+			c.setDown(true)
+			e := edgetest.New(t)
+			goes := "stats " + c.URL + "?key=tenantA {\n apps " + appID + "\n }"
+			stays := "stats " + c.URL + "?key=tenantB {\n apps com.tenant.b\n }"
+			load(t, e, edgetest.Config{Site: s.handler(goes, stays)})
+			sendEvent(t, e, "first")
+			if restart {
+				e.Stop()
+			}
+			load(t, e, edgetest.Config{Site: s.handler(stays)})
+			edgetest.Eventually(t, "the orphan is named", func() bool { return len(e.Log("a collector that no site names any more")) == 1 })
+			if got := e.Log("by the one that has taken its place"); len(got) > 0 {
+				t.Errorf("the other tenant inherits: %v", got)
+			}
+			c.setDown(false)
+			load(t, e, edgetest.Config{Site: s.handler(goes, stays)})
+			edgetest.Eventually(t, "the event arrives", func() bool { return len(c.events()) == 1 })
+		})
+	}
+}

@@ -283,7 +283,7 @@ func (o *outlet) close() {
 		<-o.after
 	}
 	close(o.gone)
-	if o.runtime.forget(o) {
+	if o.runtime.forget(o) || o.spent { // the label that was removed may be that of a site which is here again
 		o.runtime.seekHeirs()
 	}
 }
@@ -331,9 +331,9 @@ func (r *runtime) eachOutlet(do func(o *outlet, open *openOutlet)) {
 	}
 }
 
-// health says why the spool takes nothing; nil if it works.
+// health says why the spool takes nothing; nil if it works. A lesser fault is none of it.
 func (o *outlet) health() *spoolFault {
-	if fault := o.trouble.Load(); fault != nil {
+	if fault := o.trouble.Load(); fault != nil && !errors.Is(fault.err, stats.ErrStillTaking) {
 		return fault
 	}
 	if o.open.Load() == nil {

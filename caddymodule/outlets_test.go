@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/capgo-edge/capgo-edge/cache"
 	"github.com/capgo-edge/capgo-edge/caddymodule/edgetest"
+	"github.com/capgo-edge/capgo-edge/origin/stats"
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
@@ -200,5 +202,51 @@ func TestHeirOf(t *testing.T) {
 	}
 	if got := site("origin", "", "k").Collector; got != "https://capgo.example.com/stats" {
 		t.Errorf("a label names %s", got)
+	}
+}
+
+// TestLesserFault: dead letters that cannot be read are told of, and neither the spool nor its collector counts as failing. An
+// orphan of which they are not known is not taken for empty.
+func TestLesserFault(t *testing.T) {
+	o := newOutlets(t, 1).destinations[0].outlet
+	if _, err := o.opened(t.Context(), o.tuning, time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	spent := func() bool {
+		o.checkSpent()
+		o.runtime.mu.Lock()
+		defer o.runtime.mu.Unlock()
+		return o.spent
+	}
+	o.runtime.mu.Lock()
+	o.orphan = true
+	o.runtime.mu.Unlock()
+	lesser := fmt.Errorf("letters: %w", stats.ErrStillTaking)
+	o.reportSpool(lesser)
+	if got := o.status(o.open.Load()); o.health() != nil || !got.Healthy || got.Error != lesser.Error() || got.Since == nil {
+		t.Errorf("%v, %+v", o.health(), got)
+	}
+	if spent() {
+		t.Error("it is taken for empty")
+	}
+	o.reportSpool(nil)
+	if got := o.status(o.open.Load()); !got.Healthy || got.Error != "" || !spent() {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestLabelIsWrittenAgain: an orphan that is closed late takes the label away with its files, after the site is back; the label is
+// the site's, and is written again.
+func TestLabelIsWrittenAgain(t *testing.T) {
+	s := newOutlets(t, 1)
+	d := s.destinations[0]
+	r, app := d.outlet.runtime, new(App)
+	r.mu.Lock()
+	r.apps, r.sites = []*App{app}, map[*Handler]struct{}{{app: app, statistics: s}: {}}
+	r.mu.Unlock()
+	late := &outlet{runtime: r, name: d.outlet.name, orphan: true, spent: true, gone: make(chan struct{})}
+	late.close()
+	if got := r.readLabel(d.outlet.name); got != labelOf("origin", &d.tuning) {
+		t.Errorf("the label is %+v", got)
 	}
 }

@@ -73,7 +73,7 @@ func readAnswer(status int, header http.Header, body []byte, n int, now time.Tim
 		if len(answer.Results.items) > 0 {
 			return readResults(answer.Results.items, n)
 		}
-		if code == "" && answer.denies() {
+		if code == "" && answer.denies(body) {
 			code = codeError
 		}
 		if code == "" {

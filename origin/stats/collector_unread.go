@@ -58,14 +58,17 @@ func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswe
 		"it answers with something that is no statistics answer (%s): is this the right address?", kind)}
 }
 
-// isYes reports whether a JSON value that holds no others is an acknowledgement.
+// isYes reports whether a JSON value that holds no others may be an acknowledgement. A string is what it would be in plain text; a
+// number counts events.
 func isYes(value []byte) bool {
-	switch text := string(value); text {
-	case "true", "null":
-		return true
-	default:
-		return strings.EqualFold(text, `"ok"`)
+	var v any
+	if json.Unmarshal(value, &v) != nil { // a number that is too large
+		return false
 	}
+	if text, ok := v.(string); ok {
+		return isPlain([]byte(text))
+	}
+	return v != false && v != float64(0)
 }
 
 // isPlain reports whether a text may be an acknowledgement: a short line without markup.
@@ -75,9 +78,34 @@ func isPlain(text []byte) bool {
 	})
 }
 
-// denies reports that an answer in JSON says no, though it has no code for it.
-func (a *collectorAnswer) denies() bool {
-	return saysNo(a.Status) || a.OK == false || a.Success == false || a.Status == nil && isFilled(a.Errors)
+// denies reports that an answer in JSON says no, though it has no code for it. Errors beside anything that may tell of success,
+// such as how many events were accepted, are of some events or are warnings: they have the status to believe.
+func (a *collectorAnswer) denies(body []byte) bool {
+	if a.Status != nil || a.OK != nil || a.Success != nil {
+		return saysNo(a.Status) || a.OK == false || a.Success == false
+	}
+	return isFilled(a.Errors) && hasErrorsAlone(body)
+}
+
+// hasErrorsAlone reports that an object has no other members than those of an answer that failed as a whole: errors, data that is
+// null and extensions (GraphQL, section 7.1), and a message.
+func hasErrorsAlone(body []byte) bool {
+	var members map[string]any
+	if json.Unmarshal(body, &members) != nil {
+		return false
+	}
+	for name, value := range members {
+		switch strings.ToLower(name) {
+		case "errors", "extensions", "message":
+		case "data":
+			if value != nil {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // saysNo reports that a status is not one of success. Those that nobody knows are.

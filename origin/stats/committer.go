@@ -284,6 +284,9 @@ func (s *Spool) commit(t tuning, group []*request) (again []*request) {
 	if err := s.space(t, group); err != nil {
 		group, again = s.refuse(group, err)
 	}
+	if err := s.store.place.Check(); err != nil {
+		group, again = s.refuseNew(group, again, commitError(s.path, err))
+	}
 	if len(group) == 0 {
 		return again
 	}
@@ -332,6 +335,22 @@ func (s *Spool) refuse(group []*request, err error) (rest, again []*request) {
 		}
 		size, lanes = size+int64(r.size), lanes+r.lanes
 		rest = append(rest, r)
+	}
+	return rest, again
+}
+
+// refuseNew answers the requests of a group that add events to a file which has no name any more: what is written to it is gone
+// when it is closed. What it holds goes on being delivered.
+func (s *Spool) refuseNew(group, before []*request, err error) (rest, again []*request) {
+	s.store.frozen = true
+	s.fail(err)
+	again = before
+	for _, r := range group {
+		if r.op != nil {
+			rest = append(rest, r)
+		} else {
+			again = append(again, s.answer([]*request{r}, err)...)
+		}
 	}
 	return rest, again
 }
@@ -407,7 +426,9 @@ func (s *Spool) squeeze(t tuning, r *request) error {
 			return err
 		}
 	}
-	return s.store.update(pages, apply)
+	err := s.store.update(pages, apply)
+	s.store.frozen = frozen
+	return err
 }
 
 // makeRoom drops events until the file could have so many pages free. It does so in steps that fit into what there is.

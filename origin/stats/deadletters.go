@@ -46,13 +46,22 @@ type letters struct {
 // openLetters counts the letters there are. One that cannot be read is counted, and written to, once it can.
 func openLetters(stem string, maxBytes int64) (d *letters, err error) {
 	d = &letters{current: stem + ".dead.jsonl", previous: stem + ".dead.1.jsonl", most: maxBytes / 2}
-	for i, path := range []string{d.current, d.previous} {
+	for _, path := range []string{d.current, d.previous} {
 		_ = os.Remove(path + leftoverSuffix) // of a Replay that a crash ended; it is not there, as a rule
+	}
+	return d, d.measureAll()
+}
+
+// measureAll counts the lines of both files.
+func (d *letters) measureAll() (err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i, path := range []string{d.current, d.previous} {
 		if e := d.measure(i, path); e != nil {
 			err = errors.Join(err, fmt.Errorf("read dead letters: %w", e))
 		}
 	}
-	return d, err
+	return err
 }
 
 // measure counts the lines of a file.

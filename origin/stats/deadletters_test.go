@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/capgo-edge/capgo-edge/origin/stats"
 )
@@ -281,6 +283,11 @@ func TestLettersUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.open()
+	again := b.options
+	again.Report = func(err error) { t.Errorf("a spool that cannot be opened reports %v", err) }
+	if _, err := stats.OpenSpool(again); !errors.Is(err, stats.ErrLocked) {
+		t.Errorf("opened twice: %v", err)
+	}
 	b.add("a", "d", `2`)
 	if got := b.reports.list(); len(got) != 1 || !errors.Is(got[0], stats.ErrStillTaking) || !strings.Contains(got[0].Error(), b.deadFile()) {
 		t.Errorf("reported %v", got)
@@ -299,4 +306,27 @@ func TestLettersUnreadable(t *testing.T) {
 	if got := b.reports.list(); len(got) != 2 || got[1] != nil {
 		t.Errorf("reported %v", got)
 	}
+}
+
+// TestLettersReadableAgain: dead letters that could not be read at the start are counted once they can be.
+func TestLettersReadableAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t, stats.SpoolOptions{})
+		if err := os.Mkdir(b.deadFile(), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		b.reopen()
+		time.Sleep(time.Hour)
+		if got := b.reports.list(); len(got) != 1 || !errors.Is(got[0], stats.ErrStillTaking) {
+			t.Errorf("reported %v", got)
+		}
+		if err := errors.Join(os.Remove(b.deadFile()), os.WriteFile(b.deadFile(), []byte("{}\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Minute)
+		if got := b.reports.list(); len(got) != 2 || got[1] != nil || b.Stats().DeadEvents != 1 {
+			t.Errorf("reported %v, %+v", got, b.Stats())
+		}
+		b.close()
+	})
 }

@@ -121,7 +121,7 @@ func (f *Forwarder) Use(c Collector) {
 	f.mu.Lock()
 	old := f.collector
 	f.collector = c
-	f.refusals, f.shrunkUntil = 0, time.Time{}
+	f.refusals, f.shrunkUntil, f.idle = 0, time.Time{}, idleness{}
 	if !f.closed {
 		f.turns.retry(time.Now())
 		f.dispatchLocked()
@@ -220,6 +220,7 @@ func (f *Forwarder) work(l *laneTurn) {
 		}
 		f.dispatchLocked()
 		f.mu.Unlock()
+		f.tell() // nothing may wait any more
 	}
 }
 
@@ -293,7 +294,7 @@ func (f *Forwarder) settle(l *laneTurn, b *Batch, verdicts []Verdict) (next *Bat
 	next, ok = f.persist(func() (*Batch, error) {
 		next, err := ask()
 		if errors.Is(err, ErrStillTaking) {
-			verdicts = f.keepDead(l, verdicts)
+			verdicts = f.keepDead(l, b, verdicts)
 			next, err = ask()
 		}
 		return next, err
@@ -304,23 +305,24 @@ func (f *Forwarder) settle(l *laneTurn, b *Batch, verdicts []Verdict) (next *Bat
 	return next, ok
 }
 
-// keepDead leaves the dead of a batch in the spool, and has their lane rest, as they are sent and refused again after it.
-func (f *Forwarder) keepDead(l *laneTurn, verdicts []Verdict) []Verdict {
+// keepDead leaves the dead of a batch in the spool, and has their devices wait, as they are sent and refused again after it.
+func (f *Forwarder) keepDead(l *laneTurn, b *Batch, verdicts []Verdict) []Verdict {
 	kept := slices.Clone(verdicts)
 	n := uint64(0)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
 	for i := range kept {
 		if kept[i].Fate == Dead {
 			kept[i].Fate = Keep
+			f.turns.restDevice(l, b.Events[i].Device, now)
 			n++
 		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.counts.dead -= n
 	f.counts.retried += n
 	whole, _ := wholeRefusals(verdicts)
 	f.refusals -= min(whole, f.refusals)
-	l.rest = time.Now().Add(laneRest)
 	return kept
 }
 

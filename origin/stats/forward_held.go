@@ -155,6 +155,16 @@ func (t *turns) holdDevice(l *laneTurn, device uint64) *heldDevice {
 	return h
 }
 
+// restDevice has the events of a device wait for a minute, whatever becomes of those of others; with too many devices its lane.
+func (t *turns) restDevice(l *laneTurn, device uint64, now time.Time) {
+	until := now.Add(laneRest)
+	if h := t.holdDevice(l, device); h != nil {
+		h.until = t.sharedTime(until, now)
+	} else {
+		l.rest = until
+	}
+}
+
 func (t *turns) unhold(l *laneTurn, device uint64) {
 	if l.held[device] != nil {
 		delete(l.held, device)

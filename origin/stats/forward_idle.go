@@ -63,5 +63,8 @@ func (f *Forwarder) failureLocked() (*Failure, time.Time) {
 	if g := &f.turns.collector; g.failure != nil {
 		return g.failure, g.since
 	}
+	if len(f.turns.lanes) == 0 { // nothing waits
+		return nil, time.Time{}
+	}
 	return f.idle.failure(), f.idle.since
 }

@@ -85,7 +85,6 @@ func (f *Forwarder) judgeLocked(l *laneTurn, b *Batch, verdicts []Verdict, failu
 	f.idle.note(verdicts, failure, now)
 	if count(verdicts, Delivered) > 0 {
 		f.accepted++
-		l.app.accepted++
 	}
 	f.turns.hold(l, b, verdicts, alone, f.accepted, now)
 	f.tallyLocked(l, verdicts)
@@ -175,9 +174,6 @@ func (f *Forwarder) suspectsLocked(l *laneTurn, b *Batch, verdicts []Verdict, fa
 		return false
 	}
 	accepted, probe := f.accepted, l.collectorPass.probe
-	if failure.Scope == ScopeApp {
-		accepted, probe = l.app.accepted, l.appPass.probe
-	}
 	if h := l.held[b.Events[0].Device]; h != nil && h.alone && len(b.Events) == 1 {
 		return f.accepted > h.accepted && !probe
 	}
@@ -185,6 +181,10 @@ func (f *Forwarder) suspectsLocked(l *laneTurn, b *Batch, verdicts []Verdict, fa
 	if s.first != b.Events[0].Seq {
 		*s = suspicion{first: b.Events[0].Seq, failures: 1, accepted: accepted}
 		return false
+	}
+	if failure.Scope == ScopeApp { // it was answered, and so are its parts: a small app may have nobody else to be measured by
+		s.failures++
+		return len(b.Events) > 1 && s.failures >= suspectAfter
 	}
 	others := accepted > s.accepted
 	if s.accepted = accepted; others {

@@ -610,6 +610,86 @@ func TestDeadLettersUnwritable(t *testing.T) {
 	})
 }
 
+// TestDeadLettersUnwritableInLane: a device whose dead letter cannot be written does not hold up those that share its lane, and
+// its own events keep their order.
+func TestDeadLettersUnwritableInLane(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, func(a arrival) reply {
+			return itemErrors(a, func(e event) string {
+				if e.N == 1 {
+					return "version_not_found"
+				}
+				return ""
+			})
+		})
+		file := filepath.Join(filepath.Dir(s.options.Path), "spool.dead.jsonl")
+		if err := os.Mkdir(file, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		mate := ""
+		for n := 0; mate == "" || stats.LaneOf(1, mate) != stats.LaneOf(1, "d"); n++ {
+			mate = fmt.Sprint("mate", n)
+		}
+		s.addEvents(event{App: "a", Device: "d", N: 1})
+		s.pass(0)
+		s.addEvents(event{App: "a", Device: "d", N: 2}, event{App: "a", Device: mate, N: 3})
+		s.pass(time.Second)
+		if got := taken(s.seen()); !slices.Equal(got, []string{"ad1", "a" + mate + "3"}) { // and not d2
+			t.Errorf("answered: %q", got)
+		}
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		s.pass(2 * time.Minute)
+		if got := s.dead(); !slices.Equal(got, []string{"d1:version_not_found"}) || s.spool.Stats().Events != 0 {
+			t.Errorf("dead are %q", got)
+		}
+		checkOrder(t, s.seen())
+	})
+}
+
+// TestPoisonInSmallApp: an event that has the answer to its batch be an error is found out though the app has no other batches.
+func TestPoisonInSmallApp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, func(a arrival) reply {
+			if a.has(3) {
+				return refusal(200, "processing_error")
+			}
+			return ok
+		})
+		s.add("d1 e2 d3 e4")
+		s.add("f5")
+		s.pass(time.Hour)
+		if got := s.spool.Stats().Events; got != 1 || s.forwarder.Stats().WaitingApps != 0 {
+			t.Errorf("%d events are left: %v", got, s.seen())
+		}
+	})
+}
+
+// TestIdleEnds: a collector that could process nothing is no longer reported once another is used, or nothing waits.
+func TestIdleEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, func(a arrival) reply { return itemErrors(a, func(event) string { return "processing_error" }) })
+		failing := func() bool { return s.forwarder.Stats().Failing != nil }
+		s.add("d1")
+		s.pass(3 * time.Hour)
+		if !failing() {
+			t.Error("it is not reported")
+		}
+		s.forwarder.Use(s.collector("second"))
+		if failing() {
+			t.Error("the other collector is blamed")
+		}
+		s.pass(3 * time.Hour)
+		s.now(func(a arrival) reply { return itemErrors(a, func(event) string { return "version_not_found" }) })
+		before := failing()
+		s.pass(time.Hour)
+		if !before || failing() || !strings.HasSuffix(s.reported(), "| works") {
+			t.Errorf("%t, %+v, %s", before, s.forwarder.Stats(), s.reported())
+		}
+	})
+}
+
 // TestManyUnknownApps: hundreds of made-up apps cost little, and a real one gets its turn.
 func TestManyUnknownApps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

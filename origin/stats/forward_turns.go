@@ -26,12 +26,11 @@ func newTurns() turns {
 
 // appTurn is an app with events.
 type appTurn struct {
-	gate     gate
-	id       uint64
-	ready    []*laneTurn
-	lanes    int           // in turns
-	place    *list.Element // in turns.ready; nil: not there
-	accepted uint64        // batches
+	gate  gate
+	id    uint64
+	ready []*laneTurn
+	lanes int           // in turns
+	place *list.Element // in turns.ready; nil: not there
 }
 
 // laneState is where a lane stands.

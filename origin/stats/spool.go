@@ -84,6 +84,7 @@ type Spool struct {
 	wake    chan struct{} // holds one token when the committer has something to do
 	closing chan struct{}
 
+	measuring sync.WaitGroup // dead letters that could not be read
 	// Of the committer.
 	store     *store    // nil while the file cannot be opened
 	repairs   int       // times that the file was found damaged lately
@@ -142,15 +143,40 @@ func OpenSpool(o SpoolOptions) (*Spool, error) {
 		path: o.Path, faults: newFaults(o.Report), dead: dead, tuning: tuning{o.MaxBytes, o.MinFree}, disk: diskSpace{free: o.Free},
 		done: make(chan struct{}), wake: make(chan struct{}, 1), closing: make(chan struct{}),
 	}
-	if err != nil { // the file stays where it is; events that die stay in the spool meanwhile, as nothing is added to it
-		s.faults.set(faultLetters, stillTaking(fmt.Errorf("%w; correct it, or move the file away with the letters in it", err)))
-	}
 	opened := make(chan error)
 	go s.run(opened)
 	if err := <-opened; err != nil {
 		return nil, err
 	}
+	if err != nil { // the file stays where it is; events that die stay in the spool meanwhile, as nothing is added to it
+		s.lettersUnread(err)
+		s.measuring.Go(s.measureLetters)
+	}
 	return s, nil
+}
+
+func (s *Spool) lettersUnread(err error) {
+	s.faults.set(faultLetters, stillTaking(fmt.Errorf("%w; correct it, or move the file away with the letters in it", err)))
+}
+
+// measureEvery is how often dead letters that could not be read at the start are tried.
+const measureEvery = time.Minute
+
+// measureLetters counts the dead letters once they can be read.
+func (s *Spool) measureLetters() {
+	for {
+		select {
+		case <-s.closing:
+			return
+		case <-time.After(measureEvery):
+		}
+		err := s.dead.measureAll()
+		if err == nil {
+			s.faults.set(faultLetters, nil)
+			return
+		}
+		s.lettersUnread(err)
+	}
 }
 
 // Retune changes the bounds of an open spool. Where the file is larger than it may be now, the oldest events go, and the
@@ -335,5 +361,6 @@ func (s *Spool) Close() error {
 	}
 	s.mu.Unlock()
 	<-s.done
+	s.measuring.Wait()
 	return s.closeErr
 }

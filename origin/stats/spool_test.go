@@ -469,7 +469,7 @@ func TestOldest(t *testing.T) {
 }
 
 // TestRemovedFile takes the file away under a running spool: what would be written to it were gone with the next restart, so
-// nothing is acknowledged until it is back.
+// nothing is acknowledged until it is back. What was acknowledged before is delivered meanwhile.
 func TestRemovedFile(t *testing.T) {
 	b := newBox(t, stats.SpoolOptions{})
 	b.add("a", "d", `1`)
@@ -480,10 +480,16 @@ func TestRemovedFile(t *testing.T) {
 	if err := b.Append(t.Context(), confirmed("a", "d", `2`)...); !errors.Is(err, boltfile.ErrReplaced) {
 		t.Errorf("taken: %v", err)
 	}
+	if got := b.drain(); fmt.Sprint(got) != "map[a:[1]]" {
+		t.Errorf("delivered: %v", got)
+	}
+	if got := b.reports.list(); len(got) != 1 || !errors.Is(got[0], boltfile.ErrReplaced) {
+		t.Errorf("reported: %v", got)
+	}
 	if err := os.Rename(aside, b.options.Path); err != nil {
 		t.Fatal(err)
 	}
 	b.add("a", "d", `3`)
 	b.reopen()
-	b.wantStats(2, nil)
+	b.wantStats(1, nil)
 }
