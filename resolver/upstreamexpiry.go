@@ -298,15 +298,15 @@ func extendedTime(s string) int64 {
 		return 0
 	}
 	for i := range len(s) {
-		if form[i] < '0' || form[i] > '9' {
-			if s[i] != form[i] {
-				return 0
-			}
+		if isDigit(s[i]) != isDigit(form[i]) || !isDigit(s[i]) && s[i] != form[i] {
+			return 0
 		}
 	}
 	s = strings.NewReplacer("-", "", "T", "", ":", "").Replace(s)
 	return timeOfDigits(s + "000000"[:14-len(s)])
 }
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // timeOfDigits reads yyyymmddhhmmss in UTC.
 func timeOfDigits(s string) int64 {

@@ -119,7 +119,7 @@ func TestStableToken(t *testing.T) {
 }
 
 func FuzzExpiryOf(f *testing.F) {
-	for _, url := range []string{presigned, officialZip, "https://a/z?sv=1&se=2026-01-02T03:04:05.1Z&sig=s", "https://a/z?token=" + jwt(`{"exp":1,"jti":"1"}`)} {
+	for _, url := range []string{presigned, officialZip, "https://a/z?sv=1&se=2026-01-02T03:04:05.1Z&sig=s", "https://a/z?token=" + jwt(`{"exp":1,"jti":"1"}`), "?sv&&se=0000-00-:0&sig"} {
 		f.Add(url)
 	}
 	f.Fuzz(func(t *testing.T, url string) {
