@@ -516,8 +516,11 @@ func TestCutIsSeen(t *testing.T) {
 	d.announceAll()
 	edgetest.Start(t, d.config()).AllProtocols(t, func(t *testing.T, c *edgetest.Client) {
 		for _, kind := range []string{" sized", " unsized"} {
-			r := c.Get(paths[c.Protocol+kind])
+			r := c.Try("GET", paths[c.Protocol+kind], "")
 			t.Logf("%s: %s, %v", kind, outcome(r, content), r.Err)
+			if c.Protocol == edgetest.HTTP3 && r.Status == 0 { // the reset of a stream may overtake its headers (RFC 9000, section 2.4)
+				continue
+			}
 			if got := outcome(r, content); !strings.HasPrefix(got, "cut") || !bytes.HasPrefix(content, r.Body) {
 				t.Errorf("%s: %s", kind, got)
 			}
