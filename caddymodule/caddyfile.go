@@ -273,36 +273,28 @@ func (m *Manifests) unmarshal(d *caddyfile.Dispenser) error {
 	if d.NextArg() {
 		m.Key = d.Val()
 	}
-	if err := noMoreArguments(d); err != nil {
+	if err := eachOption(d, func() error { return m.unmarshalOption(d) }); err != nil {
 		return err
-	}
-	seen := once{}
-	for nesting := d.Nesting(); d.NextBlock(nesting); {
-		if err := seen.check(d); err != nil {
-			return err
-		}
-		var err error
-		switch d.Val() {
-		case "fresh":
-			err = durationArgument(d, &m.Fresh)
-		case "stale_while":
-			err = durationArgument(d, &m.StaleWhile)
-		case "stale":
-			err = durationArgument(d, &m.Stale)
-		case "negative":
-			err = durationArgument(d, &m.Negative)
-		case "max_size":
-			err = sizeArgument(d, &m.MaxSize)
-		default:
-			err = unknown(d, "fresh, stale_while, stale, negative, max_size")
-		}
-		if err != nil {
-			return err
-		}
 	}
 	complete := *m // judged with its defaults, written without
 	complete.setDefaults()
 	return atLine(d, complete.check())
+}
+
+func (m *Manifests) unmarshalOption(d *caddyfile.Dispenser) error {
+	switch d.Val() {
+	case "fresh":
+		return durationArgument(d, &m.Fresh)
+	case "stale_while":
+		return durationArgument(d, &m.StaleWhile)
+	case "stale":
+		return durationArgument(d, &m.Stale)
+	case "negative":
+		return durationArgument(d, &m.Negative)
+	case "max_size":
+		return sizeArgument(d, &m.MaxSize)
+	}
+	return unknown(d, "fresh, stale_while, stale, negative, max_size")
 }
 
 // eachOption reads a block of options, none of which may stand twice; read takes one.
