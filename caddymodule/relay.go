@@ -212,8 +212,7 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 	var mine *inquiry
 	q := cache.Question[*relayed]{Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID}
 	q.Asker = func() cache.Asker[*relayed] {
-		mine = l.inquire(r, s)
-		mine.customID = l.keyHasCustomID(official)
+		mine = l.inquire(r, s, official)
 		mine.derived.Store(mine.upToDate(&q))
 		return mine.ask
 	}
@@ -229,8 +228,7 @@ func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) 
 
 // keepAgain keeps a reply of the upstream under the fields of an official one.
 func (l *relay) keepAgain(r *http.Request, s *scratch, own *cache.Reply[*relayed]) {
-	mine, reply, answer := l.inquire(r, s), *own, *own.Value
-	mine.customID = l.keyHasCustomID(true)
+	mine, reply, answer := l.inquire(r, s, true), *own, *own.Value
 	answer.request = mine.common(answer.request)
 	reply.Value = &answer
 	s.key = l.appendKey(s.key[:0], &s.check, s.body, l.official)
@@ -343,8 +341,11 @@ type inquiry struct {
 	ambiguous bool // the upstream may read the body otherwise than this edge
 }
 
-func (l *relay) inquire(r *http.Request, s *scratch) *inquiry {
-	i := &inquiry{relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r)}
+// inquire makes the inquiry of a request whose answer is kept under the fields of an official server, or of another.
+func (l *relay) inquire(r *http.Request, s *scratch, official bool) *inquiry {
+	i := &inquiry{
+		relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r), customID: l.keyHasCustomID(official),
+	}
 	i.ambiguous, _ = l.foreign.Ambiguous(i.body)
 	return i
 }
