@@ -193,14 +193,18 @@ func changeParameters(query string, change func(part, name, value string, azure 
 
 // isAzure reports whether a query is a shared access signature of Azure: it has a signature, its end and a service version.
 func isAzure(query string) bool {
-	found := 0
+	var signature, end, version bool
 	for name := range parameters(query) {
 		switch name {
-		case "sig", "se", "sv":
-			found++
+		case "sig":
+			signature = true
+		case "se":
+			end = true
+		case "sv":
+			version = true
 		}
 	}
-	return found == 3
+	return signature && end && version
 }
 
 func queryOf(rawURL string) string {

@@ -81,6 +81,8 @@ func TestStableURL(t *testing.T) {
 		// The digest was computed without this package.
 		{"token of an object", "https://a/z?b=c&token=" + jwt(`{"url":"b/z","iat":2}`), "https://a/z?b=c&token=6b3329a75a42f73fdc8160ebafd60cd490f9aacbf78eb475d418666e531449b3"},
 		{"token for good", "https://a/z?alt=media&token=5c2c", "https://a/z?alt=media&token=5c2c"},
+		{"Azure's names without its signature", "https://a/z?se=1&se=2&sv=3", "https://a/z?se=1&se=2&sv=3"},
+		{"Azure's names, one of them twice", "https://a/z?se=1&se=2&sv=3&sig=4", "https://a/z"},
 		{"written as it was", "https://a/z?b=%2f&a=+&&x-amz-date=1", "https://a/z?b=%2f&a=+&"},
 	}
 	for _, tt := range tests {
@@ -119,7 +121,7 @@ func TestStableToken(t *testing.T) {
 }
 
 func FuzzExpiryOf(f *testing.F) {
-	for _, url := range []string{presigned, officialZip, "https://a/z?sv=1&se=2026-01-02T03:04:05.1Z&sig=s", "https://a/z?token=" + jwt(`{"exp":1,"jti":"1"}`), "?sv&&se=0000-00-:0&sig"} {
+	for _, url := range []string{presigned, officialZip, "https://a/z?sv=1&se=2026-01-02T03:04:05.1Z&sig=s", "https://a/z?token=" + jwt(`{"exp":1,"jti":"1"}`), "?sv&&se=0000-00-:0&sig", "?sv&sig&se&se"} {
 		f.Add(url)
 	}
 	f.Fuzz(func(t *testing.T, url string) {
