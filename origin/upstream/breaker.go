@@ -27,8 +27,8 @@ func (s State) String() string { return [...]string{"closed", "open", "half-open
 // When a breaker opens, and for how long. The official edge opens for 5 minutes at the first 5xx, timeout or network error
 // (protocol 8), and has other servers to turn to. Here there may be none. So it takes three failures with no success between
 // them, and the first pause is short; it doubles, up to those 5 minutes. Each is 20 % longer or shorter, by chance, or all
-// edges would come back at once. A failure that one app or one odd request is enough for does not count: see ErrUnknown, and
-// forward.settle.
+// edges would come back at once. A failure that one app or one odd request is enough for does not count: see ErrUnknown,
+// Question.Stranger and forward.settle.
 const (
 	tolerated  = 3
 	firstPause = 5 * time.Second
@@ -213,6 +213,6 @@ var (
 	ErrOpen = errors.New("left alone after failures")
 	// ErrBusy: too many requests are under way there, and none of them ended in time.
 	ErrBusy = errors.New("too many requests are under way")
-	// ErrUnconfirmed: one server refuses the app, and not all others could be asked whether they do too.
+	// ErrUnconfirmed: one server refuses the app, and not all others could be asked whether they do too. So one has answered.
 	ErrUnconfirmed = errors.New("a refusal that not every upstream confirms")
 )

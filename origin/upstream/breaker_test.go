@@ -141,7 +141,7 @@ func TestProbeIsAbandoned(t *testing.T) {
 		f.delay = time.Second
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if _, err := g.Check(ctx, []byte(question), phone); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := g.Check(ctx, known); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 		wantState(t, g, HalfOpen)
@@ -218,7 +218,7 @@ func TestPlaces(t *testing.T) {
 		}))
 		var all sync.WaitGroup
 		var answered, busy atomic.Int64
-		for range 4 * maxInFlight {
+		for range 3 * maxChecks {
 			all.Go(func() {
 				switch _, err := check(t, g); {
 				case err == nil:
@@ -233,11 +233,11 @@ func TestPlaces(t *testing.T) {
 		synctest.Wait()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
-		if _, err := g.Check(ctx, []byte(question), phone); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := g.Check(ctx, known); !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
 		all.Wait()
-		if most.Load() != maxInFlight || answered.Load() != 2*maxInFlight || busy.Load() != 2*maxInFlight {
+		if most.Load() != maxChecks || answered.Load() != 2*maxChecks || busy.Load() != maxChecks {
 			t.Errorf("%d at once; %d answered, %d busy", most.Load(), answered.Load(), busy.Load())
 		}
 		if h := wantState(t, g, Closed); h.InFlight != 0 || h.Failures != 0 {
@@ -246,41 +246,116 @@ func TestPlaces(t *testing.T) {
 	})
 }
 
-// TestOneBrokenApp: unknown_error is an outage for who asks, and neither opens nor closes the breaker.
-func TestOneBrokenApp(t *testing.T) {
+// TestPlacesSuffice: each of 400 phones a second is asked for by itself, at a server that takes 300 ms.
+func TestPlacesSuffice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var answer atomic.Pointer[http.HandlerFunc]
-		turn := func(h http.HandlerFunc) { answer.Store(&h) }
-		g := inProcessGroup(t, Options{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
-		broken := says(500, `{"error":"unknown_error","message":"Unknown error","moreInfo":{}}`)
-		turn(broken)
-		for range 2 * tolerated {
-			if a, err := check(t, g); !errors.Is(err, ErrUnknown) {
-				t.Fatalf("%+v, %v", a, err)
-			}
+		g := inProcessGroup(t, Options{}, &flaky{delay: 300 * time.Millisecond})
+		var all sync.WaitGroup
+		for range 2000 {
+			all.Go(func() {
+				began := time.Now()
+				if _, err := check(t, g); err != nil || time.Since(began) != 300*time.Millisecond {
+					t.Errorf("%v after %s", err, time.Since(began))
+				}
+			})
+			time.Sleep(time.Second / 400)
 		}
-		if h := wantState(t, g, Closed); h.Failures != 2*tolerated || h.InFlight != 0 {
-			t.Errorf("%+v", h)
-		}
-		down := says(500, `{"error":"out of order"}`)
-		for range tolerated { // between real failures, it is no success
-			wantState(t, g, Closed)
-			turn(broken)
-			_, _ = check(t, g)
-			turn(down)
-			_, _ = check(t, g)
-		}
-		wantState(t, g, Open)
-		time.Sleep(firstPause * 12 / 10)
-		turn(broken)
-		if _, err := check(t, g); !errors.Is(err, ErrUnknown) {
-			t.Error(err)
-		}
-		wantState(t, g, HalfOpen)
-		turn(says(200, upToDate))
-		if _, err := check(t, g); err != nil { // at once: the probe before found nothing out
-			t.Error(err)
-		}
-		wantState(t, g, Closed)
+		all.Wait()
 	})
+}
+
+// TestOneBrokenApp: what may be this app's or this request's alone is an outage for who asks, and neither opens nor closes the
+// breaker.
+func TestOneBrokenApp(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		q      *Question
+		broken http.HandlerFunc
+		err    error
+	}{
+		{"unknown_error", known, says(500, `{"error":"unknown_error","message":"Unknown error","moreInfo":{}}`), ErrUnknown},
+		{"a stranger's", stranger, says(500, `{"error":"internal"}`), ErrAnswered},
+	} {
+		t.Run(c.name, func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testBrokenApp(t, c.q, c.broken, c.err) }) })
+	}
+}
+
+func testBrokenApp(t *testing.T, q *Question, broken http.HandlerFunc, want error) {
+	var answer atomic.Pointer[http.HandlerFunc]
+	turn := func(h http.HandlerFunc) { answer.Store(&h) }
+	g := inProcessGroup(t, Options{}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { (*answer.Load())(w, r) }))
+	turn(broken)
+	for range 2 * tolerated {
+		if a, err := g.Check(t.Context(), q); !errors.Is(err, want) {
+			t.Fatalf("%+v, %v", a, err)
+		}
+	}
+	if h := wantState(t, g, Closed); h.Failures != 2*tolerated || h.InFlight != 0 {
+		t.Errorf("%+v", h)
+	}
+	down := says(500, `{"error":"out of order"}`)
+	for range tolerated { // between real failures, it is no success
+		wantState(t, g, Closed)
+		turn(broken)
+		_, _ = g.Check(t.Context(), q)
+		turn(down)
+		_, _ = check(t, g)
+	}
+	wantState(t, g, Open)
+	time.Sleep(firstPause * 12 / 10)
+	turn(broken)
+	if _, err := g.Check(t.Context(), q); !errors.Is(err, want) {
+		t.Error(err)
+	}
+	wantState(t, g, HalfOpen)
+	turn(says(200, upToDate))
+	if _, err := check(t, g); err != nil { // at once: the probe before found nothing out
+		t.Error(err)
+	}
+	wantState(t, g, Closed)
+}
+
+// TestStrangers: made-up apps that a server has no answer for do not shut it out for the others; that it is down does, whoever
+// asks. ErrAnswered tells the two apart.
+func TestStrangers(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		server   http.Handler
+		answered bool
+	}{
+		{"500", says(500, `{"error":"internal"}`), true},
+		{"500 with a page", says(500, strings.Repeat("x", 2*smallBody)), true},
+		{"500, unknown_error", says(500, `{"error":"unknown_error"}`), true},
+		{"empty 200", says(200, ""), true},
+		{"a page with status 200", says(200, "<b>Fatal error</b>"), true},
+		{"a gateway's 502", says(502, "<html>"), false},
+		{"a gateway's 503", says(503, `{"error":"unavailable"}`), false},
+		{"a gateway's 504", says(504, ""), false},
+		{"Cloudflare's 521", says(521, "error code: 521"), false},
+		{"hangs", http.HandlerFunc(hang), false},
+		{"nobody there", nil, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.server == nil {
+				testStrangers(t, group(t, Options{URLs: []string{nowhere(t)}}), c.answered)
+				return
+			}
+			synctest.Test(t, func(t *testing.T) { testStrangers(t, inProcessGroup(t, Options{}, c.server), c.answered) })
+		})
+	}
+}
+
+func testStrangers(t *testing.T, g *Group, answered bool) {
+	for range tolerated {
+		if a, err := g.Check(t.Context(), stranger); err == nil || errors.Is(err, ErrAnswered) != answered {
+			t.Errorf("%+v, %v", a, err)
+		}
+	}
+	want := Open
+	if answered {
+		want = Closed
+	}
+	if h := wantState(t, g, want); h.Failures != tolerated || h.InFlight != 0 {
+		t.Errorf("%+v", h)
+	}
 }

@@ -25,6 +25,19 @@ const maxAnswer = 8 << 20
 // smallBody is how much of an error page is read: to see its code, and to keep the connection.
 const smallBody = 16 << 10
 
+// Question is a check that a server is asked. It is not changed, and not to be changed before the answer is there.
+type Question struct {
+	// Body is the check, as the client sent it or would have.
+	Body []byte
+	// Query is the raw query of the client's request. It is appended to the server's /updates address; mostly empty.
+	Query string
+	// Client is who asks.
+	Client Client
+	// Stranger says that nothing is known of the app. Anybody can make one up, and some servers fail for each that they do not
+	// have; so an answer of no use is no sign of an outage then. See ErrAnswered.
+	Stranger bool
+}
+
 // Client is who sent a check.
 type Client struct {
 	// Address is the client's, as far as Caddy trusts the proxies before it. It is told to the server, which counts
@@ -57,18 +70,19 @@ func (a *Answer) throttled() bool {
 // answerHeader are the headers that an answer keeps.
 var answerHeader = []string{"Content-Type", "Retry-After", "X-Ratelimit-Reset", "X-Worker-Source"}
 
-// Check asks for an update, with the body as the client sent it. The servers are asked in order, until one answers. A
-// refusal holds if all of them refuse; it is contradicted by any other answer. Any other 429, and a refusal of the edge's own
-// address, is returned if no server says more than that, or than an unconfirmed refusal.
+// Check asks for an update. The servers are asked in order, until one answers; one that closes a kept connection meanwhile is
+// asked again, for a check changes nothing there. A refusal holds if all of them refuse; it is contradicted by any other
+// answer. Any other 429, and a refusal of the edge's own address, is returned if no server says more than that, or than an
+// unconfirmed refusal.
 //
 // An error is an outage: no server gave an answer that can be believed. It wraps what went wrong with each, so ErrOpen,
-// ErrBusy or ErrUnconfirmed among others; if ctx ended, it is the cause of that.
-func (g *Group) Check(ctx context.Context, body []byte, c Client) (*Answer, error) {
+// ErrBusy, ErrAnswered, ErrUnknown or ErrUnconfirmed among others, also several of them; if ctx ended, it is the cause of that.
+func (g *Group) Check(ctx context.Context, q *Question) (*Answer, error) {
 	deadline := time.Now().Add(Budget)
 	var refusal, throttled *Answer
 	var failures error
 	for i, s := range g.servers {
-		answer, err := s.check(ctx, g.share(i, deadline), body, c)
+		answer, err := s.check(ctx, g.share(i, deadline), q)
 		switch {
 		case err != nil && ctx.Err() != nil:
 			return nil, context.Cause(ctx)
@@ -105,7 +119,7 @@ func (g *Group) share(i int, deadline time.Time) time.Duration {
 	return deadline.Sub(now) / time.Duration(remaining)
 }
 
-func (s *server) check(ctx context.Context, share time.Duration, body []byte, c Client) (*Answer, error) {
+func (s *server) check(ctx context.Context, share time.Duration, q *Question) (*Answer, error) {
 	if share < leastShare {
 		return nil, errNoTime
 	}
@@ -116,13 +130,13 @@ func (s *server) check(ctx context.Context, share time.Duration, body []byte, c 
 		return nil, err
 	}
 	defer v.leave()
-	answer, err := s.ask(within, body, c)
+	answer, err := s.ask(within, q)
 	switch {
 	case err == nil:
 		v.answered()
 	case ctx.Err() != nil: // the caller's doing
 		v.abandoned()
-	case errors.Is(err, ErrUnknown):
+	case errors.Is(err, ErrUnknown), q.Stranger && errors.Is(err, ErrAnswered):
 		v.undecided()
 	default:
 		if errors.Is(context.Cause(within), errTimeout) {
@@ -135,15 +149,18 @@ func (s *server) check(ctx context.Context, share time.Duration, body []byte, c 
 
 // ask sends the check. The answer must not depend on how this client reached the edge, for it is given to others too: hence
 // no X-Forwarded-Host and no X-Forwarded-Proto, from which some servers make download addresses.
-func (s *server) ask(ctx context.Context, body []byte, c Client) (*Answer, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.address("/updates", "").String(), bytes.NewReader(body))
+func (s *server) ask(ctx context.Context, q *Question) (*Answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.name, bytes.NewReader(q.Body))
 	if err != nil {
 		return nil, publicError(err)
 	}
+	req.URL = s.address("/updates", q.Query) // which is not parsed again: a query may be anything
+	// net/http then sends it again if a kept connection turns out to be closed, as it would a GET. It does not send the header.
+	req.Header["Idempotency-Key"] = []string{}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", c.UserAgent) // net/http sends none if it is empty
-	setAddress(req.Header, c.Address)
+	req.Header.Set("User-Agent", q.Client.UserAgent) // net/http sends none if it is empty
+	setAddress(req.Header, q.Client.Address)
 	s.authorize(req)
 	resp, err := s.client.Do(req)
 	if err != nil {
@@ -165,11 +182,11 @@ func (s *server) ask(ctx context.Context, body []byte, c Client) (*Answer, error
 func (s *server) judge(resp *http.Response, text []byte) (*Answer, error) {
 	switch {
 	case len(text) > maxAnswer:
-		return nil, fmt.Errorf("its answer is larger than %d MiB", maxAnswer>>20)
+		return nil, fmt.Errorf("%w: it is larger than %d MiB", ErrAnswered, maxAnswer>>20)
 	case resp.StatusCode == http.StatusOK && len(bytes.TrimSpace(text)) == 0:
-		return nil, errors.New("it answers status 200 with nothing in it")
+		return nil, fmt.Errorf("%w: status 200 with nothing in it", ErrAnswered)
 	case resp.StatusCode == http.StatusOK && !json.Valid(text):
-		return nil, errors.New("it answers status 200 with what is not JSON; is the address that of a Capgo-compatible server?")
+		return nil, fmt.Errorf("%w: status 200 with what is not JSON; is the address that of a Capgo-compatible server?", ErrAnswered)
 	}
 	a := &Answer{Status: resp.StatusCode, Header: http.Header{}, Body: text, Upstream: s.name}
 	for _, name := range answerHeader {
@@ -200,9 +217,14 @@ func codeOf(text []byte) any {
 	return said.Error
 }
 
-// failedAnswer is what a status of 500 and above comes to.
+// failedAnswer is what a status of 500 and above comes to. A 500 is what a server says whose code fails for a request (RFC
+// 9110, section 15.6.1); whatever stands above it speaks of the server: those of gateways whose server is down (502, 503, 504,
+// Cloudflare's 520 to 530), and those that a server has for a state of its own (507 and others).
 func failedAnswer(resp *http.Response) error {
 	err := fmt.Errorf("it answers status %d", resp.StatusCode)
+	if resp.StatusCode == http.StatusInternalServerError {
+		err = fmt.Errorf("%w: %w", err, ErrAnswered)
+	}
 	if resp.ContentLength > smallBody {
 		return err
 	}
@@ -213,8 +235,14 @@ func failedAnswer(resp *http.Response) error {
 	return err
 }
 
+// ErrAnswered: the server itself has answered, so that it has seen and counted the check, but nothing in it is of use: it
+// failed with status 500, or sent a 200 that no client can read, or too much. For a Stranger's [Question] this is no sign of an
+// outage; for any other it is, save with ErrUnknown.
+var ErrAnswered = errors.New("an answer of no use")
+
 // ErrUnknown: the official server answers so where its code for this body or app fails, such as for a bundle whose name is
-// not semver (protocol 1.5). The caller has no answer, but the server works, and may well have one for everybody else.
+// not semver (protocol 1.5). The caller has no answer, but the server works, and may well have one for everybody else. With
+// the 500 that the official server sends, the error is ErrAnswered, too.
 var ErrUnknown = errors.New("unknown_error: it may be this app or request alone that it fails for")
 
 // errNoTime: the servers before it took all there was.

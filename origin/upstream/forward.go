@@ -67,6 +67,9 @@ func (g *Group) Forward(w http.ResponseWriter, r *http.Request, p Passage) (stat
 			w.Header().Del(name)
 		}
 		status = resp.StatusCode
+		if status == http.StatusNoContent { // some servers send one; it must not be there (RFC 9110, section 8.6)
+			resp.Header.Del("Content-Length")
+		}
 		return nil
 	}
 	proxy.ErrorHandler = func(_ http.ResponseWriter, _ *http.Request, failure error) { err = failure }

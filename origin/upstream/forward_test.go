@@ -96,6 +96,7 @@ func TestForwardOnTheWire(t *testing.T) {
 	}{
 		{"GET", "GET", "/channel_self?app_id=a%20b;c&x=%zz", nil, "GET /functions/v1/channel_self?app_id=a%20b;c&x=%zz u hunter2 0 []", ""},
 		{"DELETE", "DELETE", "/channel_self?a", nil, "DELETE /functions/v1/channel_self?a u hunter2 0 []", ""},
+		{"DELETE with a body", "DELETE", "/channel_self", strings.NewReader(question), fmt.Sprintf("DELETE /functions/v1/channel_self u hunter2 %d []", len(question)), question},
 		{"POST", "POST", "/channel_self", strings.NewReader(question), fmt.Sprintf("POST /functions/v1/channel_self u hunter2 %d []", len(question)), question},
 		{"PUT, chunked", "PUT", "/channel_self", io.MultiReader(strings.NewReader(question)), fmt.Sprintf("PUT /functions/v1/channel_self u hunter2 %d []", len(question)), question},
 		{"POST, large", "POST", "/updates/manifest_size", strings.NewReader(large), fmt.Sprintf("POST /functions/v1/updates/manifest_size u hunter2 %d []", len(large)), large},
@@ -227,6 +228,37 @@ func TestForwardTooLarge(t *testing.T) {
 	}
 	if h := wantState(t, g, Closed); h.Failures != 0 || h.InFlight != 0 {
 		t.Errorf("the client's fault counts against the server: %+v", h)
+	}
+}
+
+// TestForwardNoContent: a 204 has no Content-Length (RFC 9110, section 8.6), also where the server sends one.
+func TestForwardNoContent(t *testing.T) {
+	g := group(t, Options{URLs: []string{serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := w.(http.Hijacker).Hijack()
+		if err == nil {
+			_, _ = io.WriteString(conn, "HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX-Custom: 1\r\n\r\n")
+			_ = conn.Close()
+		}
+	}))}})
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if status, err := g.Forward(w, r, Passage{Path: "/channel_self"}); status != 204 || err != nil {
+			t.Error(status, err)
+		}
+	}))
+	server.EnableHTTP2 = true // net/http itself takes it away in HTTP/1.1 alone
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL, http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := server.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if h := resp.Header; resp.ProtoMajor != 2 || resp.StatusCode != 204 || h["Content-Length"] != nil || h.Get("X-Custom") != "1" {
+		t.Errorf("%s %d %v", resp.Proto, resp.StatusCode, h)
 	}
 }
 

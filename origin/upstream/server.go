@@ -27,9 +27,20 @@ type server struct {
 	checks, forwards places
 }
 
-// maxInFlight is how many checks a server is asked at once, and how many other requests are passed to it. Equal checks are
-// one request, so that this many are all an edge needs; a server that is slow must not collect more.
-const maxInFlight = 64
+// maxChecks is how many checks a server may have under way. At 300 ms each, 512 are 1700 a second. An edge that asks for each
+// device by itself needs as many; else equal checks are one request, and some dozens do.
+//
+// One costs the edge some 50 KB, and a file descriptor where the server has no HTTP/2, besides its answer, which is mostly
+// below 1 KB (were all as large as maxAnswer, it would be 4 GiB). With 1024, all of them at once with no connection open were
+// so many TLS handshakes that the 3 s went by, and the breaker opened. And a server that is slow must not collect any number.
+const maxChecks = 512
+
+// maxForwards is how many other requests may be under way there. Each holds up to bufferedBody of its client's.
+const maxForwards = 256
+
+// maxIdle is how many connections are kept that no request uses. Requests come and go evenly enough that this does for
+// maxChecks; what a burst needs besides is opened for it, and closed behind it.
+const maxIdle = 128
 
 type places chan struct{}
 
@@ -55,7 +66,7 @@ func newServer(rawURL string, o *Options) (*server, error) {
 				"name what phones had as updateUrl, without the /updates at its end", end)
 		}
 	}
-	s := &server{base: base, user: base.User, checks: make(places, maxInFlight), forwards: make(places, maxInFlight)}
+	s := &server{base: base, user: base.User, checks: make(places, maxChecks), forwards: make(places, maxForwards)}
 	base.User = nil
 	base.Host = strings.ToLower(base.Host)
 	s.name = base.String()
@@ -82,7 +93,7 @@ func newTransport() *http.Transport {
 		DialContext:            (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout:    5 * time.Second,
 		ForceAttemptHTTP2:      true,
-		MaxIdleConnsPerHost:    maxInFlight,
+		MaxIdleConnsPerHost:    maxIdle,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 		// A connection that died without a word would fail all requests over it until the system gives it up.
@@ -107,14 +118,15 @@ func (s *server) checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// address is that of a path below the base.
+// address is that of a path below the base. A space in the query, which HTTP/2 lets through, would end the request's target
+// in HTTP/1.1 (RFC 9112, section 3).
 func (s *server) address(path, query string) *url.URL {
 	u := *s.base
 	u.Path += path
 	if u.RawPath != "" {
 		u.RawPath += path
 	}
-	u.RawQuery = query
+	u.RawQuery = strings.ReplaceAll(query, " ", "%20")
 	return &u
 }
 

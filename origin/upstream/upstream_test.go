@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +29,11 @@ const (
 )
 
 var phone = Client{Address: netip.MustParseAddr("203.0.113.7"), UserAgent: "CapacitorUpdater/8.51.14 (com.demo.app) android/14"}
+
+var (
+	known    = &Question{Body: []byte(question), Client: phone}
+	stranger = &Question{Body: []byte(question), Client: phone, Stranger: true}
+)
 
 // says answers each request so.
 func says(status int, body string) http.HandlerFunc {
@@ -45,12 +52,20 @@ func serve(t testing.TB, h http.Handler) string {
 	return s.URL + "/functions/v1"
 }
 
-// nowhere is an address where nothing listens.
+// nowhere is an address where nothing listens: that of a client, so that no server is given it meanwhile.
 func nowhere(t testing.TB) string {
 	t.Helper()
-	s := httptest.NewServer(http.NotFoundHandler())
-	s.Close()
-	return s.URL
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	client, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return "http://" + client.LocalAddr().String()
 }
 
 func group(t testing.TB, o Options) *Group {
@@ -102,7 +117,7 @@ func hang(_ http.ResponseWriter, r *http.Request) {
 
 func check(t testing.TB, g *Group) (*Answer, error) {
 	t.Helper()
-	return g.Check(t.Context(), []byte(question), phone)
+	return g.Check(t.Context(), known)
 }
 
 func TestNewGroup(t *testing.T) {
@@ -143,14 +158,16 @@ func TestNewGroup(t *testing.T) {
 func TestCheckOnTheWire(t *testing.T) {
 	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
 		t.Run(proto, func(t *testing.T) {
+			query := "" // as the server sees it
 			server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				body, _ := io.ReadAll(r.Body)
 				user, password, _ := r.BasicAuth()
 				h := r.Header
 				got := fmt.Sprintln(r.Proto, r.Method, r.RequestURI, string(body), user, password, h.Get("Content-Type"),
-					h.Get("User-Agent"), h["X-Forwarded-For"], h["X-Real-Ip"], h["X-Forwarded-Host"], h["X-Forwarded-Proto"])
-				want := fmt.Sprintln(proto, "POST", "/functions%2Fv1/updates", question, "u", "hunter2", "application/json",
-					phone.UserAgent, "[203.0.113.7] [203.0.113.7] [] []")
+					h.Get("User-Agent"), h["X-Forwarded-For"], h["X-Real-Ip"], h["X-Forwarded-Host"], h["X-Forwarded-Proto"],
+					h["Idempotency-Key"])
+				want := fmt.Sprintln(proto, "POST", "/functions%2Fv1/updates"+query, question, "u", "hunter2", "application/json",
+					phone.UserAgent, "[203.0.113.7] [203.0.113.7] [] [] []")
 				if got != want {
 					t.Errorf("the server sees\n%s want\n%s", got, want)
 				}
@@ -173,8 +190,13 @@ func TestCheckOnTheWire(t *testing.T) {
 					return transport
 				},
 			})
-			for range 2 {
-				a, err := check(t, g)
+			for rawQuery, seen := range map[string]string{
+				"": "", "token=a%20b;c&x=%zz": "?token=a%20b;c&x=%zz", "a b?#%zz": "?a%20b?#%zz",
+			} {
+				query = seen
+				q := *known
+				q.Query = rawQuery
+				a, err := g.Check(t.Context(), &q)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -197,7 +219,7 @@ func TestNobodyAsks(t *testing.T) {
 		}
 		says(200, upToDate)(w, r)
 	}))}})
-	if _, err := g.Check(t.Context(), []byte(question), Client{}); err != nil {
+	if _, err := g.Check(t.Context(), &Question{Body: []byte(question)}); err != nil {
 		t.Error(err)
 	}
 }
@@ -385,6 +407,37 @@ func TestRefusals(t *testing.T) {
 	})
 }
 
+// TestKeptConnection: a server that closes a connection just when the next check comes over it is asked again, over a new one.
+func TestKeptConnection(t *testing.T) {
+	type perConnection struct{}
+	var cut atomic.Int64
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		text, _ := io.ReadAll(r.Body)
+		if string(text) != question {
+			t.Errorf("the server sees %q", text)
+		}
+		if r.Context().Value(perConnection{}).(*atomic.Int64).Add(1) > 1 {
+			cut.Add(1)
+			panic(http.ErrAbortHandler)
+		}
+		says(200, upToDate)(w, r)
+	}))
+	server.Config.ConnContext = func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, perConnection{}, new(atomic.Int64))
+	}
+	server.Start()
+	t.Cleanup(server.Close)
+	g := group(t, Options{URLs: []string{server.URL}})
+	for range 2 * tolerated {
+		if _, err := check(t, g); err != nil {
+			t.Error(err)
+		}
+	}
+	if h := g.Health()[0]; h.Failures != 0 || cut.Load() != 2*tolerated-1 {
+		t.Errorf("%d connections were closed; %+v", cut.Load(), h)
+	}
+}
+
 // TestNotTheServersFault: a client that goes away says nothing about the server.
 func TestNotTheServersFault(t *testing.T) {
 	g := inProcessGroup(t, Options{}, http.HandlerFunc(hang), says(200, upToDate))
@@ -392,7 +445,7 @@ func TestNotTheServersFault(t *testing.T) {
 	for range tolerated + 1 {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Millisecond, func() { cancel(gone) })
-		if a, err := g.Check(ctx, []byte(question), phone); !errors.Is(err, gone) {
+		if a, err := g.Check(ctx, known); !errors.Is(err, gone) {
 			t.Errorf("%+v, %v", a, err)
 		}
 	}
