@@ -71,13 +71,14 @@ type Asker[V any] func(ctx context.Context, device string, like V) (Reply[V], er
 type Terms struct {
 	Mode PerDevice
 	Ages Ages
-	// Admit is asked before a group of which nothing is known costs the upstream a request, and Dismiss called if that brought no
-	// answer, not even one of no use: then it has cost nothing. Dismiss may be nil.
+	// Admit is asked before a group of which nothing is known costs the upstream a request. What it grants is meant for groups
+	// that the upstream does not know. So Dismiss is called, which may be nil, if the request was for nothing of the kind: if it
+	// brought no answer, not even one of no use (ErrAnswered), or one that shows that the upstream knows the group (Keep, Pass).
 	Admit   func() bool
 	Dismiss func()
 }
 
-// Question is what a device asks.
+// Question is what a device asks. It must not be used by two calls of Get at once.
 type Question[V any] struct {
 	Group  Key    // questions that are purged, marked and forgotten together
 	Key    string // all that the answer depends on, but for the device
@@ -85,6 +86,12 @@ type Question[V any] struct {
 	// Asker makes what asks the upstream. It is called only if the upstream must be asked, while Get runs. Nothing else of
 	// the question is kept without being copied: the strings may lie in a buffer that is used again.
 	Asker func() Asker[V]
+
+	// Asked is set by Get. It tells that the Asker was called as this very device for this Get, or is about to be: by a request
+	// that Get began, also if it goes on behind the answer, or by one of the same key and device that it waited for. It is false
+	// if the upstream has not seen the question: the answer is from memory, from a copy, or from a request made as another device,
+	// or the Asker has sent none (ErrNotAsked). Only of a request that still goes on it is not known yet whether it will be sent.
+	Asked bool
 }
 
 // AnswerKey names a kept answer. Its Device is empty if the answer is shared.
@@ -152,7 +159,7 @@ type Event uint8
 
 // The events.
 const (
-	Marked      Event = iota // answers differ between devices, so each device is asked for by itself from now on
+	Marked      Event = iota // answers differ, between devices or each time, so each device is asked for by itself from now on
 	StillMarked              // that was found out before the group was forgotten, or the edge restarted
 	Unmarked                 // they have not differed for long, so they are shared again
 	OutageBegan              // the upstream fails for this group, or refuses it; last good answers are given
@@ -211,6 +218,7 @@ func (a *Answers[V]) Get(ctx context.Context, t *Terms, q *Question[V]) (V, Stat
 }
 
 func (a *Answers[V]) get(ctx context.Context, t *Terms, q *Question[V]) (V, State, error) {
+	q.Asked = false
 	check := t.Mode == PerDeviceAuto && rand.Uint32N(checkEvery) == 0
 	if g := a.find(q.Group); g != nil {
 		g.mu.Lock()
@@ -220,10 +228,13 @@ func (a *Answers[V]) get(ctx context.Context, t *Terms, q *Question[V]) (V, Stat
 			return next.value, next.state, next.err
 		}
 	}
-	return a.inquire(ctx, &inquiry[V]{
+	w := &inquiry[V]{
 		group: Key{strings.Clone(q.Group.Scope), strings.Clone(q.Group.Name)},
 		key:   strings.Clone(q.Key), device: strings.Clone(q.Device), terms: t, asker: q.Asker(),
-	}, check)
+	}
+	v, state, err := a.inquire(ctx, w, check)
+	q.Asked = w.asked
+	return v, state, err
 }
 
 // inquiry is a question of which the upstream may be asked, in memory of its own.
@@ -232,6 +243,7 @@ type inquiry[V any] struct {
 	key, device string
 	terms       *Terms
 	asker       Asker[V]
+	asked       bool // as in Question; of the Get alone, not of the requests it began
 }
 
 // inquire asks the upstream, or waits until somebody else's request has brought what answers the question.
@@ -246,18 +258,22 @@ func (a *Answers[V]) inquire(ctx context.Context, w *inquiry[V], check bool) (V,
 			next.asking = a.beginLocked(g, q, w)
 		}
 		g.mu.Unlock()
+		c := next.asking
+		own := c != nil && c.of == slotID{q.Key, q.Device}
 		if next.decided {
+			w.asked = w.asked || own // behind the answer
 			if next.state == Fresh {
 				next.state = whenFresh
 			}
 			return next.value, next.state, next.err
 		}
-		c := next.asking
 		if err := c.wait(ctx, next.patience-time.Duration(a.now()-began)); err != nil {
+			w.asked = w.asked || own // it goes on
 			return a.giveUp(t, q, err)
 		}
+		w.asked = w.asked || own && c.sent
 		switch {
-		case c.replied && c.of == (slotID{q.Key, q.Device}):
+		case c.replied && own:
 			return c.reply.Value, c.state, nil
 		case errors.Is(c.err, ErrBusy) || a.ctx.Err() != nil: // asking again would end the same way
 			return a.giveUp(t, q, c.err)
@@ -271,7 +287,12 @@ func (a *Answers[V]) giveUp(t *Terms, q *Question[V], err error) (V, State, erro
 	if g := a.find(q.Group); g != nil {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if _, s := g.slotLocked(t, q, a.now()); g.servesLocked(t, s, q) && s.usable(t, a.now()) {
+		now := a.now()
+		if _, s := g.slotLocked(t, q, now); !g.servesLocked(t, s, q) {
+			if last, ok := g.lastGoodLocked(t, q, now); ok {
+				return last, Stale, nil
+			}
+		} else if s.usable(t, now) {
 			return s.value, Stale, nil
 		}
 	}

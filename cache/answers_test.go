@@ -698,3 +698,180 @@ func TestAnswersRefusalNamingDevice(t *testing.T) {
 		want(t, s.get(t, "k", "e"), "negative refused e")
 	})
 }
+
+// TestAnswersPurgeAfterPass purges after an answer that could not be classified: the next question is asked at once, and what it is
+// answered is shared.
+func TestAnswersPurgeAfterPass(t *testing.T) {
+	for _, mode := range []PerDevice{PerDeviceAuto, PerDeviceOff, PerDeviceOn} {
+		relay(t, mode, offering(""), func(t *testing.T, s *site, u *fakeUpstream) {
+			want(t, s.get(t, "k", "d"), "loaded k")
+			time.Sleep(fresh)
+			u.do(func() {
+				u.answer = func(string, string) Reply[string] { return Reply[string]{Value: "odd", Verdict: PassUnknown} }
+			})
+			want(t, s.get(t, "k", "d"), "stale k")
+			synctest.Wait()
+			u.do(func() {
+				u.answer = func(key, _ string) Reply[string] { return Reply[string]{Value: key + " new", Shareable: true} }
+			})
+			u.asked()
+			s.Purge(appKey, true)
+			time.Sleep(tick)
+			want(t, s.get(t, "k", "d"), "loaded k new")
+			wantAsks(t, u, 1)
+			if mode == PerDeviceOn {
+				return
+			}
+			time.Sleep(tick)
+			want(t, valueOf(s.get(t, "k", "e")), "k new")
+			synctest.Wait()
+			if asks, checks := len(u.asked()), int(s.Stats().Checks); asks != checks {
+				t.Errorf("%d asks, %d of them checks", asks, checks)
+			}
+		})
+	}
+}
+
+// TestAnswersPurgeTogether purges after an answer that was for one device only: devices that come together ask once, no longer one
+// by one.
+func TestAnswersPurgeTogether(t *testing.T) {
+	relay(t, PerDeviceOff, func(string, string) Reply[string] { return Reply[string]{Value: "pass", Verdict: Pass} },
+		func(t *testing.T, s *site, u *fakeUpstream) {
+			want(t, s.get(t, "k", "d"), "loaded pass")
+			s.Purge(appKey, true)
+			u.do(func() { u.answer, u.delay = offering("1"), time.Second })
+			u.asked()
+			var all sync.WaitGroup
+			for i := range 5 {
+				all.Go(func() { want(t, s.get(t, "k", fmt.Sprint("d", i)), "loaded k 1") })
+			}
+			all.Wait()
+			wantAsks(t, u, 1)
+		})
+}
+
+// TestAnswersLastGoodAlone has the upstream fail while devices ask one by one: what all share is still there for them.
+func TestAnswersLastGoodAlone(t *testing.T) {
+	relay(t, PerDeviceOff, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+		want(t, s.get(t, "k", "d"), "loaded k 1")
+		time.Sleep(fresh + staleWhile)
+		u.do(func() {
+			u.answer = func(_, device string) Reply[string] { return Reply[string]{Value: "for " + device, Verdict: Pass} }
+		})
+		want(t, s.get(t, "k", "d"), "loaded for d")
+		u.do(func() { u.err = errDown })
+		want(t, s.get(t, "k", "e"), "stale k 1")
+		s.Differs(appKey, "f")
+		want(t, s.get(t, "k", "f"), "unavailable: "+errDown.Error())
+	})
+}
+
+// TestAnswersDismiss has all that a request for a group of which nothing is known may end in: what the upstream knows costs none of
+// the requests for what it does not.
+func TestAnswersDismiss(t *testing.T) {
+	reply := func(v Verdict) func(string, string) Reply[string] {
+		return func(string, string) Reply[string] { return Reply[string]{Value: "v", Verdict: v, Shareable: true} }
+	}
+	for _, test := range []struct {
+		name      string
+		answer    func(key, device string) Reply[string]
+		err       error
+		dismissed int
+	}{
+		{"an answer", reply(Keep), nil, 1},
+		{"an answer that is not kept", reply(Pass), nil, 1},
+		{"an answer that says nothing of the group", reply(PassUnknown), nil, 0},
+		{"an answer that may be to another question", reply(PassAlone), nil, 0},
+		{"a refusal", reply(Refused), nil, 0},
+		{"a failure", reply(Keep), errDown, 1},
+		{"not asked", reply(Keep), ErrNotAsked, 1},
+		{"an answer of no use", reply(Keep), fmt.Errorf("%w: status 500", ErrAnswered), 0},
+	} {
+		relay(t, PerDeviceOff, test.answer, func(t *testing.T, s *site, u *fakeUpstream) {
+			u.err = test.err
+			admitted, dismissed := 0, 0
+			s.terms.Admit = func() bool { admitted++; return true }
+			s.terms.Dismiss = func() { dismissed++ }
+			s.get(t, "k", "d")
+			synctest.Wait()
+			if admitted != 1 || dismissed != test.dismissed {
+				t.Errorf("%s: admitted %d times, dismissed %d times, want %d", test.name, admitted, dismissed, test.dismissed)
+			}
+			s.terms.Dismiss = nil
+			_, _, _ = s.Get(t.Context(), &s.terms, s.question(Key{scope, "other"}, "k", "d"))
+		})
+	}
+}
+
+// TestAnswersAsked follows which questions the upstream sees.
+func TestAnswersAsked(t *testing.T) {
+	relay(t, PerDeviceOff, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+		u.delay = time.Second
+		get := func(key, device, answer string, asked bool) {
+			t.Helper()
+			q := s.question(appKey, key, device)
+			q.Asked = !asked // of the time before
+			v, state, err := s.Get(t.Context(), &s.terms, q)
+			got := state.String() + " " + v
+			if err != nil {
+				got = state.String() + ": " + err.Error()
+			}
+			want(t, got, answer)
+			if q.Asked != asked {
+				t.Errorf("%s of %s: asked %v, answered %q", key, device, q.Asked, got)
+			}
+		}
+		var all sync.WaitGroup
+		all.Go(func() { get("k", "d", "loaded k 1", true) })
+		synctest.Wait()
+		all.Go(func() { get("k", "d", "loaded k 1", true) }) // joined
+		all.Go(func() { get("k", "e", "loaded k 1", false) })
+		all.Wait()
+		get("k", "d", "fresh k 1", false)
+		time.Sleep(fresh)
+		get("k", "e", "stale k 1", true) // behind
+		get("k", "d", "stale k 1", false)
+		time.Sleep(2 * time.Second)
+		u.do(func() { u.delay = time.Minute })
+		get("other", "d", "unavailable: "+errNoReply.Error(), true)
+		time.Sleep(time.Minute)
+		u.do(func() { u.delay, u.err = 0, errDown })
+		get("down", "d", "unavailable: "+errDown.Error(), true)
+		get("down", "d", "unavailable: "+errDown.Error(), false)
+		u.do(func() { u.err = ErrNotAsked })
+		get("open", "d", "unavailable: "+ErrNotAsked.Error(), false)
+
+		u.do(func() { u.err = nil })
+		s.Answers = newSite(t, u, PerDeviceOff, 1<<20).Answers
+		u.asked()
+		u.do(func() { u.saved[AnswerKey{appKey, "k", ""}] = Kept[string]{Value: "k copy", Validated: time.Now()} })
+		get("k", "d", "loaded k copy", false)
+		wantAsks(t, u, 0)
+		u.do(func() { u.busy = true })
+		time.Sleep(tick)
+		s.Purge(appKey, false)
+		get("k", "d", "unavailable: "+ErrBusy.Error(), false)
+	})
+}
+
+// TestAnswersAskedCheck has a shared answer checked behind: the upstream sees that question.
+func TestAnswersAskedCheck(t *testing.T) {
+	relay(t, PerDeviceAuto, offering(""), func(t *testing.T, s *site, u *fakeUpstream) {
+		s.get(t, "k", "first")
+		for i := range 100 {
+			synctest.Wait()
+			u.asked()
+			q := s.question(appKey, "k", fmt.Sprint("d", i))
+			if _, state, err := s.Get(t.Context(), &s.terms, q); state != Fresh || err != nil {
+				t.Fatal(state, err)
+			}
+			synctest.Wait()
+			if asks := u.asked(); (len(asks) == 1) != q.Asked {
+				t.Errorf("asked %v, and the upstream %v", q.Asked, asks)
+			}
+		}
+		if s.Stats().Checks == 0 {
+			t.Error("nothing was checked")
+		}
+	})
+}

@@ -129,10 +129,20 @@ func (a *Answers[V]) request(c *asking[V], w *inquiry[V]) (Reply[V], error) {
 	}
 	var none V
 	reply, err := a.ask(w, c.of.device, none)
-	if c.meets && err != nil && !errors.Is(err, ErrAnswered) && w.terms.Dismiss != nil {
+	c.sent = !errors.Is(err, ErrNotAsked)
+	if c.meets && w.terms.Dismiss != nil && !countsForStranger(reply.Verdict, err) {
 		w.terms.Dismiss()
 	}
 	return reply, err
+}
+
+// countsForStranger reports whether a request that ended so is one that Terms.Admit was asked for. PassAlone is: the upstream may
+// have answered for another group than the one that was asked for.
+func countsForStranger(v Verdict, err error) bool {
+	if err != nil {
+		return errors.Is(err, ErrAnswered)
+	}
+	return v != Keep && v != Pass
 }
 
 // ask asks the upstream as the given device.
@@ -181,8 +191,8 @@ func (a *Answers[V]) restore(g *group[V], s *slot[V], c *asking[V], w *inquiry[V
 		return false
 	}
 	reply := Reply[V]{Value: kept.Value, Offer: kept.Offer}
-	g.putLocked(s, &reply, a.options.Size(kept.Value), at, a.clock(kept.Until))
 	s.shared = s.id.device == ""
+	g.putLocked(s, &reply, a.options.Size(kept.Value), at, a.clock(kept.Until))
 	s.saved = at
 	if !g.known {
 		g.known, g.answered = true, at

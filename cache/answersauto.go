@@ -13,6 +13,7 @@ import (
 //
 //   - An offer is shared once three devices of the group were given it, whatever their questions. So a device that is pinned to a
 //     version is not the one that all others follow, and N questions about one new offer cost about N requests, not 3 N.
+//     Until then what was shared before is what the others are given if the upstream fails.
 //   - Every request is made as the device that caused it, so each refresh is a sample. Some of the shared answers are sampled
 //     before their time: one in eight (checkEvery), as long as the group's budget lasts (checkBurst, checkRefill).
 //   - If a device gets something else than what is shared, either the answer has changed, or devices differ. This is
@@ -156,12 +157,12 @@ func (a *Answers[V]) adoptLocked(
 	if !reply.Shareable {
 		base.alone = a.now() + int64(w.terms.Ages.young())
 		if g.auto {
-			base.clear()
+			g.clearLocked(base)
 		}
 		return
 	}
 	if base.has && !a.options.Same(base.value, reply.Value) {
-		base.clear()
+		g.clearLocked(base)
 	}
 	for _, device := range devices {
 		base.devices = addDevice(base.devices, device)
@@ -194,9 +195,10 @@ func (x *comparison[V]) beginLocked(g *group[V]) {
 
 // finding is what a comparison found out.
 type finding[V any] struct {
-	differ  bool
-	replies []given[V] // the newest; of different devices, and all the same unless differ
-	err     error      // nothing could be found out
+	differ   bool
+	volatile bool       // they differ each time, even those to one device
+	replies  []given[V] // the newest; of different devices, and all the same unless differ
+	err      error      // nothing could be found out
 }
 
 type given[V any] struct {
@@ -212,6 +214,7 @@ type given[V any] struct {
 //	  C ≠ B: d is asked as once more: it is given D
 //	    D = C: the answer has changed after B, or back. No difference.
 //	    D ≠ C: d was given something else than o, before o was asked and after it. One release cannot do that.
+//	           But if D ≠ B either, and all have the same offer, it is not the devices: answers differ each time.
 //
 // While the offer B lacks devices more others are asked as, so that the release does not wait for clients to come.
 func (a *Answers[V]) settle(x *comparison[V], w *inquiry[V]) finding[V] {
@@ -231,7 +234,12 @@ func (a *Answers[V]) settle(x *comparison[V], w *inquiry[V]) finding[V] {
 		if err != nil {
 			return finding[V]{err: err}
 		}
-		return finding[V]{differ: !a.same(&other.reply, &again.reply), replies: []given[V]{other, again}}
+		offer := again.reply.Offer
+		return finding[V]{
+			differ:   !a.same(&other.reply, &again.reply),
+			volatile: !a.same(&first.reply, &again.reply) && first.reply.Offer == offer && other.reply.Offer == offer,
+			replies:  []given[V]{other, again},
+		}
 	}
 	return f
 }
@@ -271,8 +279,7 @@ func (a *Answers[V]) compare(g *group[V], x *comparison[V], w *inquiry[V], n *ne
 		x.base.delay(&w.terms.Ages, now, f.err)
 	case f.differ && g.excusedLocked(f.replies): // one of them has just become a device that differs
 	case f.differ:
-		a.markLocked(g, fmt.Sprintf("devices that asked the same were given %s and %s",
-			described(&f.replies[0].reply), described(&f.replies[1].reply)), n)
+		a.markLocked(g, f.difference(), n)
 		for i := range f.replies {
 			own := g.placeLocked(slotID{w.key, f.replies[i].device})
 			a.storeLocked(g, own, &f.replies[i].reply, f.replies[i].device, x.call.began, n)
@@ -290,6 +297,19 @@ func (a *Answers[V]) compare(g *group[V], x *comparison[V], w *inquiry[V], n *ne
 // excusedLocked reports whether one of the devices is known to differ, so that nothing follows for others.
 func (g *group[V]) excusedLocked(replies []given[V]) bool {
 	return g.differs != nil && slices.ContainsFunc(replies, func(r given[V]) bool { return g.differs.Contains(r.device) })
+}
+
+// difference says in what the answers differ.
+func (f *finding[V]) difference() string {
+	one, other := described(&f.replies[0].reply), described(&f.replies[1].reply)
+	switch {
+	case f.volatile:
+		return fmt.Sprintf("answers to one and the same question differ each time, even those to one device, though all have %s: "+
+			"something in them is made anew for each", one)
+	case one == other:
+		return fmt.Sprintf("devices that asked the same were given answers that differ, though both have %s", one)
+	}
+	return fmt.Sprintf("devices that asked the same were given %s and %s", one, other)
 }
 
 func described[V any](r *Reply[V]) string {

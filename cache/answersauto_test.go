@@ -623,3 +623,174 @@ func TestAnswersUpstreamKilled(t *testing.T) {
 		})
 	}
 }
+
+// TestAnswersLastGood has one device be given a new offer, which may not be shared yet, before the upstream fails: what all shared
+// until then is there for the others.
+func TestAnswersLastGood(t *testing.T) {
+	id := AnswerKey{appKey, "k", ""}
+	newOffer := func(t *testing.T, s *site, u *fakeUpstream) {
+		t.Helper()
+		for _, device := range []string{"x", "y", "z"} { // they share the offer, whatever they ask
+			s.get(t, "other", device)
+		}
+		want(t, s.get(t, "k", "a"), "loaded k 1")
+		if v, fresh := s.Peek(&s.terms, s.question(appKey, "k", "b")); !fresh || v != "k 1" {
+			t.Errorf("%q is not shared", v)
+		}
+		u.do(func() { u.answer = offering("2") })
+		time.Sleep(fresh + staleWhile)
+		want(t, s.get(t, "k", "a"), "loaded k 2")
+		synctest.Wait()
+		u.do(func() { want(t, u.saved[id].Value, "k 1") }) // that is not shared yet
+	}
+	down := "unavailable: " + errDown.Error()
+	for _, test := range []struct {
+		name string
+		then func(t *testing.T, s *site, u *fakeUpstream)
+		want string // of a device that was given nothing new
+	}{
+		{"the upstream fails", func(*testing.T, *site, *fakeUpstream) {}, "stale k 1"},
+		{"later", func(*testing.T, *site, *fakeUpstream) { time.Sleep(time.Hour) }, "stale k 1"},
+		{"too late", func(*testing.T, *site, *fakeUpstream) { time.Sleep(stale) }, down},
+		{"a soft purge", func(_ *testing.T, s *site, _ *fakeUpstream) { s.Purge(appKey, true) }, "stale k 1"},
+		{"a hard purge", func(_ *testing.T, s *site, _ *fakeUpstream) { s.Purge(appKey, false) }, down},
+		{"the device differs", func(_ *testing.T, s *site, _ *fakeUpstream) { s.Differs(appKey, "c") }, down},
+		{"the group is marked", func(_ *testing.T, s *site, _ *fakeUpstream) {
+			for i := range maxDiffers + 1 {
+				s.Differs(appKey, fmt.Sprint("d", i))
+			}
+		}, down},
+		{"a newer offer", func(t *testing.T, s *site, u *fakeUpstream) {
+			u.do(func() { u.err, u.answer = nil, offering("3") })
+			time.Sleep(fresh + staleWhile)
+			want(t, s.get(t, "k", "a"), "loaded k 3")
+			u.do(func() { u.err = errDown })
+		}, "stale k 1"},
+		{"an answer that names its device", func(t *testing.T, s *site, u *fakeUpstream) {
+			u.do(func() {
+				u.err = nil
+				u.answer = func(_, device string) Reply[string] { return Reply[string]{Value: "for " + device} }
+			})
+			time.Sleep(fresh + staleWhile)
+			want(t, s.get(t, "k", "a"), "loaded for a")
+			u.do(func() { u.err = errDown })
+		}, "stale k 1"},
+		{"others get the offer", func(t *testing.T, s *site, u *fakeUpstream) {
+			u.do(func() { u.err = nil })
+			want(t, s.get(t, "k", "b"), "loaded k 2")
+			want(t, s.get(t, "k", "d"), "loaded k 2")
+			want(t, s.get(t, "k", "c"), "fresh k 2")
+			synctest.Wait()
+			u.do(func() { want(t, u.saved[id].Value, "k 2") })
+			u.do(func() { u.err = errDown })
+			time.Sleep(fresh)
+		}, "stale k 2"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			relay(t, PerDeviceAuto, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+				newOffer(t, s, u)
+				wantAccounts(t, s)
+				u.do(func() { u.err = errDown })
+				test.then(t, s, u)
+				for range 3 {
+					want(t, s.get(t, "k", "c"), test.want)
+					time.Sleep(time.Second)
+				}
+				wantAccounts(t, s)
+			})
+		})
+	}
+	t.Run("no reply", func(t *testing.T) {
+		relay(t, PerDeviceAuto, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+			newOffer(t, s, u)
+			u.do(func() { u.delay = time.Minute })
+			want(t, s.get(t, "k", "c"), "stale k 1")
+		})
+	})
+	t.Run("the upstream answers", func(t *testing.T) {
+		relay(t, PerDeviceAuto, offering("1"), func(t *testing.T, s *site, u *fakeUpstream) {
+			newOffer(t, s, u)
+			u.do(func() { u.err = errDown })
+			want(t, s.get(t, "k", "c"), "stale k 1")
+			u.do(func() { u.err, u.delay = nil, staleWait*2 })
+			time.Sleep(retryMost * 2)
+			want(t, s.get(t, "k", "c"), "loaded k 2")
+		})
+	})
+	t.Run("from a copy", func(t *testing.T) {
+		relay(t, PerDeviceAuto, offering("2"), func(t *testing.T, s *site, u *fakeUpstream) {
+			u.saved[id] = Kept[string]{Value: "k 1", Offer: "1", Validated: time.Now().Add(-time.Hour)}
+			want(t, s.get(t, "k", "a"), "loaded k 2")
+			u.do(func() { u.err = errDown })
+			want(t, s.get(t, "k", "b"), "stale k 1")
+			wantAccounts(t, s)
+		})
+	})
+}
+
+// TestAnswersLastGoodRoom counts what is kept besides the answer.
+func TestAnswersLastGoodRoom(t *testing.T) {
+	relay(t, PerDeviceAuto, nil, func(t *testing.T, s *site, u *fakeUpstream) {
+		const long = 10_000
+		offers := func(version string) func(string, string) Reply[string] {
+			return func(string, string) Reply[string] {
+				return Reply[string]{Value: version + strings.Repeat(".", long), Offer: version, Shareable: true}
+			}
+		}
+		u.answer = offers("")
+		s.get(t, "k", "a")
+		one := s.Stats().Bytes
+		for i, version := range []string{"1", "2", "3"} {
+			u.do(func() { u.answer = offers(version) })
+			time.Sleep(fresh + staleWhile)
+			s.get(t, "k", "a")
+			synctest.Wait()
+			if bytes := s.Stats().Bytes; bytes < one+long || bytes > one+long+2*lastCost {
+				t.Errorf("%d bytes after %d offers, %d before", bytes, i+1, one)
+			}
+		}
+		s.get(t, "k", "b")
+		s.get(t, "k", "c")
+		synctest.Wait()
+		if bytes := s.Stats().Bytes; bytes > one+lastCost {
+			t.Errorf("%d bytes once all share the offer, %d before", bytes, one)
+		}
+		wantAccounts(t, s)
+	})
+}
+
+// TestAnswersMarkDetail has answers differ in all ways: the operator is told the one that it is.
+func TestAnswersMarkDetail(t *testing.T) {
+	n := 0
+	for _, test := range []struct {
+		name, want string
+		answer     func(key, device string) Reply[string]
+	}{
+		{"offers", `marked: devices that asked the same were given no offer and the offer "2"`, split("", "2")},
+		{
+			"each time", `marked: answers to one and the same question differ each time, even those to one device, though all have ` +
+				`the offer "1": something in them is made anew for each`,
+			func(key, _ string) Reply[string] {
+				n++
+				return Reply[string]{Value: fmt.Sprint(key, " ", n), Offer: "1", Shareable: true}
+			},
+		},
+		{
+			"besides the offer", `marked: devices that asked the same were given answers that differ, though both have the offer "1"`,
+			func(key, device string) Reply[string] {
+				return Reply[string]{Value: key + " " + device, Offer: "1", Shareable: true}
+			},
+		},
+	} {
+		relay(t, PerDeviceAuto, test.answer, func(t *testing.T, s *site, u *fakeUpstream) {
+			s.get(t, "k", "a")
+			time.Sleep(fresh)
+			s.get(t, "k", "b")
+			synctest.Wait()
+			u.do(func() { want(t, strings.Join(u.events, "; "), test.want) })
+			if !s.Marked(appKey) {
+				t.Errorf("%s: not marked", test.name)
+			}
+		})
+	}
+}

@@ -49,16 +49,15 @@ type slotID struct{ key, device string }
 
 // slot is the place of one answer.
 type slot[V any] struct {
-	id        slotID
-	has       bool // there is an answer: the next six
-	value     V
-	offer     string
-	validated int64    // when the upstream last gave it
-	until     int64    // 0, or when it ceases to be usable
-	shared    bool     // it is for all devices
-	devices   []string // some that were given it by the upstream itself; none if the answer is that of one device
-	cost      int64    // what the slot takes of memory
-	saved     int64    // when a copy was last asked for, or neverSaved
+	id  slotID
+	has bool // there is an answer: the next four
+	content[V]
+	shared  bool     // it is for all devices
+	devices []string // some that were given it by the upstream itself; none if the answer is that of one device
+	saved   int64    // when a copy was last asked for, or neverSaved
+
+	last *content[V] // what was shared before, while the answer is not: see lastGoodLocked
+	cost int64       // what the slot takes of memory
 
 	asking   []*asking[V] // the requests that run for it
 	settling bool         // the last of them compares devices
@@ -69,9 +68,19 @@ type slot[V any] struct {
 	err      error // why the last request brought nothing
 }
 
-// What is counted for the bookkeeping of a slot and of a group, in bytes.
+// content is what the upstream gave.
+type content[V any] struct {
+	value     V
+	offer     string
+	validated int64 // when the upstream last gave it
+	until     int64 // 0, or when it ceases to be usable
+	size      int64 // of the value and the offer, in bytes
+}
+
+// What is counted for the bookkeeping of a slot, of a last good answer and of a group, in bytes.
 const (
 	slotCost  = 512
+	lastCost  = 64
 	groupCost = 1536
 )
 
@@ -123,7 +132,7 @@ func (g *group[V]) decideLocked(t *Terms, q *Question[V], now, since int64, chec
 	if g.servesLocked(t, s, q) {
 		return g.byAgeLocked(t, s, q, now, since, check)
 	}
-	return g.askOwnLocked(s, q, now)
+	return g.askOwnLocked(t, s, q, now)
 }
 
 // knownLocked reports whether the upstream answered for the group within living memory, so that a refusal is an outage.
@@ -197,13 +206,16 @@ func (g *group[V]) byAgeLocked(t *Terms, s *slot[V], q *Question[V], now, since 
 // askOwnLocked decides about a question to which there is nothing that the device may be given: it asks the upstream, or waits
 // for those who do. There is one of them if nothing is known. If an offer is known that too few devices
 // got to share it, there are as many as it lacks: a thousand phones at a release make three requests, not a thousand.
-func (g *group[V]) askOwnLocked(s *slot[V], q *Question[V], now int64) step[V] {
+func (g *group[V]) askOwnLocked(t *Terms, s *slot[V], q *Question[V], now int64) step[V] {
 	next := step[V]{patience: firstWait}
 	if s == nil {
 		next.ask = true
 		return next
 	}
 	if now < s.retryAt && s.err != nil {
+		if last, ok := g.lastGoodLocked(t, q, now); ok {
+			return step[V]{decided: true, value: last, state: Stale}
+		}
 		return unavailable[V](s.err)
 	}
 	for _, c := range s.asking {
@@ -223,6 +235,22 @@ func (g *group[V]) askOwnLocked(s *slot[V], q *Question[V], now int64) step[V] {
 	return next
 }
 
+// lastGoodLocked returns what a device is given if the upstream fails and nothing else is there for it: what is shared, although
+// devices ask one by one just now, or what was shared until the upstream gave one device something that may not be shared yet.
+func (g *group[V]) lastGoodLocked(t *Terms, q *Question[V], now int64) (v V, ok bool) {
+	if g.individualLocked(t.Mode, q.Device) {
+		return v, false
+	}
+	s, _ := g.slots.Peek(slotID{key: q.Key})
+	switch {
+	case g.servesLocked(t, s, q):
+		return s.value, s.usable(t, now)
+	case s != nil && s.last != nil:
+		return s.last.value, s.last.usable(t, now)
+	}
+	return v, false
+}
+
 func unavailable[V any](err error) step[V] {
 	return step[V]{decided: true, state: Unavailable, err: err}
 }
@@ -240,9 +268,9 @@ func (g *group[V]) wroteLocked(device string) int64 {
 // young is the age up to which an answer is given without waiting.
 func (a *Ages) young() time.Duration { return a.Fresh + a.StaleWhile }
 
-// usable reports whether the answer in s may be given at all.
-func (s *slot[V]) usable(t *Terms, now int64) bool {
-	return time.Duration(now-s.validated) < t.Ages.Stale && (s.until == 0 || now < s.until)
+// usable reports whether c may be given at all.
+func (c *content[V]) usable(t *Terms, now int64) bool {
+	return time.Duration(now-c.validated) < t.Ages.Stale && (c.until == 0 || now < c.until)
 }
 
 // placeLocked returns the slot called id, an empty one if there is none.
@@ -256,20 +284,35 @@ func (g *group[V]) placeLocked(id slotID) *slot[V] {
 	return s
 }
 
-// putLocked stores an answer in s, of the given size.
+// putLocked stores an answer in s, with a value of the given size. Once that is shared, it is the last good one itself.
 func (g *group[V]) putLocked(s *slot[V], kept *Reply[V], size, validated, until int64) {
-	cost := slotCost + int64(len(s.id.key)+len(s.id.device)+len(kept.Offer)) + size
+	s.has, s.content = true, content[V]{kept.Value, kept.Offer, validated, until, int64(len(kept.Offer)) + size}
+	if s.shared {
+		s.last = nil
+	}
+	g.weighLocked(s)
+}
+
+// clearLocked empties s of its answer. If that was shared, it stays as the last good one.
+func (g *group[V]) clearLocked(s *slot[V]) {
+	if s.has && s.shared {
+		last := s.content
+		s.last = &last
+	}
+	s.has, s.content, s.shared, s.devices, s.saved = false, content[V]{}, false, nil, neverSaved
+	g.weighLocked(s)
+}
+
+// weighLocked counts what s holds.
+func (g *group[V]) weighLocked(s *slot[V]) {
+	cost := slotCost + int64(len(s.id.key)+len(s.id.device)) + s.size
+	if s.last != nil {
+		cost += lastCost + s.last.size
+	}
 	if now, ok := g.slots.Peek(s.id); ok && now == s { // it may have been evicted
 		g.bytes += cost - s.cost
 	}
 	s.cost = cost
-	s.has, s.value, s.offer, s.validated, s.until = true, kept.Value, kept.Offer, validated, until
-}
-
-// clear empties s of its answer.
-func (s *slot[V]) clear() {
-	var none V
-	s.has, s.value, s.offer, s.shared, s.devices, s.saved = false, none, "", false, nil, neverSaved
 }
 
 // delay notes when the upstream may be asked again after a failure: later each time, and not in step with other slots. What
@@ -293,6 +336,7 @@ type asking[V any] struct {
 	meets   bool // nothing is known of the group
 
 	done    chan struct{} // closed when the next are there
+	sent    bool          // the upstream was asked
 	replied bool
 	reply   Reply[V]
 	state   State

@@ -235,10 +235,7 @@ func (a *Answers[V]) purgeLocked(g *group[V], soft bool) int {
 		if s.has {
 			n++
 		}
-		if s.err == nil {
-			continue
-		}
-		s.failures, s.err, s.retryAt = 0, nil, 0 // what was purged may be mended, too
+		s.failures, s.err, s.retryAt, s.alone = 0, nil, 0, 0 // what was purged may be mended, too
 	}
 	g.forgetRefusalLocked()
 	g.notBefore = a.now()

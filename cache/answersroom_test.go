@@ -196,8 +196,9 @@ func BenchmarkAnswersHit(b *testing.B) {
 		s, q := hot(b, PerDeviceAuto)
 		b.ReportAllocs()
 		b.RunParallel(func(p *testing.PB) {
+			mine := *q
 			for p.Next() {
-				if _, _, err := s.Get(b.Context(), &s.terms, q); err != nil {
+				if _, _, err := s.Get(b.Context(), &s.terms, &mine); err != nil {
 					b.Error(err)
 				}
 			}

@@ -122,7 +122,7 @@ func (e *Expect) verifier() Verifier {
 // judge says why the bytes with the given digest are not the ones expected.
 func (e *Expect) judge(digest []byte, v Verifier) error {
 	if e.Covers == StoredDigest && !bytes.Equal(digest, e.SHA256[:]) {
-		return fmt.Errorf("%w: its SHA-256 is %x, the manifest says %x", ErrMismatch, digest, e.SHA256)
+		return fmt.Errorf("%w: its SHA-256 is %x, not %x", ErrMismatch, digest, e.SHA256)
 	}
 	if v != nil {
 		if err := v.Verify(); err != nil {
