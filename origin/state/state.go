@@ -45,7 +45,8 @@ const (
 	MaxPause       = 64 << 10 // bytes of one document
 	MaxPauses      = 64 << 20 // bytes of all documents together
 
-	maxName = 256 // bytes of an app id, or a device id
+	maxName    = 256 // bytes of an app id, or a device id
+	choiceSize = 8   // bytes of a channel's id
 )
 
 // format is the layout of the file: see write.key.
@@ -68,7 +69,8 @@ type State struct {
 	report  func(error)
 	most    int // assignments
 	writes  *boltfile.Queue[*write]
-	failing bool // the writer's: the last commit failed, or something was refused
+	failing bool // the writer's, as trouble: a fault is reported, and not yet that it is over
+	trouble trouble
 
 	commits, failures atomic.Uint64
 
@@ -188,7 +190,7 @@ func (s *State) remove(keys [tables][][]byte) error {
 // put takes a row into memory. It reports false for one that cannot be: no release wrote it.
 func (s *State) put(t table, key, value []byte) bool {
 	const prefix = len(scopeKey{})
-	if len(key) <= prefix || t == assignments && len(value) != 8 || len(value) == 0 {
+	if len(key) <= prefix || t == assignments && len(value) != choiceSize || len(value) == 0 {
 		return false
 	}
 	scope, name := s.scopeLocked(scopeKey(key[:prefix])), key[prefix:]
@@ -303,6 +305,16 @@ func (s *State) Stats() Stats {
 func (c *Scope) Assign(ctx context.Context, app, device string, channel int64) error {
 	value := binary.BigEndian.AppendUint64(nil, uint64(channel))
 	return c.write(ctx, assignments, appendName(nil, app, device), value)
+}
+
+// UnassignAll forgets the choices of all devices of an app, and returns how many those were. If ctx ends first, they may be
+// forgotten or not.
+func (c *Scope) UnassignAll(ctx context.Context, app string) (int, error) {
+	w := &write{scope: c, table: assignments, name: appendName(nil, app, ""), all: true}
+	if err := c.commit(ctx, w); err != nil {
+		return 0, err
+	}
+	return len(w.gone), nil
 }
 
 // Unassign forgets the device's choice.

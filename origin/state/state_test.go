@@ -154,13 +154,23 @@ func TestBounds(t *testing.T) {
 	}
 	wantAssigned(t, c, app, "c", 0, false)
 	assign(t, c, app+"x", "b", 2) // what is there can be changed
-	if errs := r.take(); len(errs) != 1 || errs[0] != nil {
+	assign(t, c, app+"x", "b", 2)
+	if err := c.SetPauses(t.Context(), app, []byte("1")); err != nil {
+		t.Fatal(err)
+	}
+	if errs := r.take(); len(errs) != 0 { // there is no more room than before
 		t.Errorf("reported %v", errs)
 	}
 	if err := c.Unassign(t.Context(), app, "a"); err != nil {
 		t.Fatal(err)
 	}
 	assign(t, c, app, "c", 1)
+	if errs := r.take(); len(errs) != 1 || errs[0] != nil {
+		t.Errorf("reported %v", errs)
+	}
+	if err := c.SetPauses(t.Context(), app, nil); err != nil {
+		t.Fatal(err)
+	}
 
 	if err := c.SetPauses(t.Context(), app, make([]byte, MaxPause+1)); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("a document of more than MaxPause: %v", err)
@@ -182,6 +192,40 @@ func TestBounds(t *testing.T) {
 	}
 	if err := c.SetPauses(t.Context(), "0", nil); err != nil || c.Pauses("0") != nil {
 		t.Errorf("removing: %v", err)
+	}
+}
+
+// TestUnassignAll: all choices of an app are forgotten, on disk too, and those of no other.
+func TestUnassignAll(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	s := openAt(t, path, new(reports))
+	c, other := s.Scope("x"), s.Scope("y")
+	var all sync.WaitGroup
+	for n := range 100 {
+		all.Go(func() { assign(t, c, app, fmt.Sprint("kept", n), 1) })
+	}
+	all.Wait()
+	for _, near := range []string{app + "x", app[:len(app)-1]} {
+		assign(t, c, near, "a", 1)
+	}
+	assign(t, other, app, "a", 1)
+	if n, err := c.UnassignAll(t.Context(), app); n != 100 || err != nil {
+		t.Errorf("%d forgotten, %v", n, err)
+	}
+	if n, err := c.UnassignAll(t.Context(), "com.nobody"); n != 0 || err != nil {
+		t.Errorf("of an app without choices %d forgotten, %v", n, err)
+	}
+	wantAssigned(t, c, app, "kept0", 0, false)
+	closed(t, s)
+	s = openAt(t, path, new(reports))
+	defer closed(t, s)
+	c, other = s.Scope("x"), s.Scope("y")
+	wantAssigned(t, c, app, "kept0", 0, false)
+	wantAssigned(t, c, app+"x", "a", 1, true)
+	wantAssigned(t, c, app[:len(app)-1], "a", 1, true)
+	wantAssigned(t, other, app, "a", 1, true)
+	if got := s.Stats().Assignments; got != 3 {
+		t.Errorf("%d choices are left", got)
 	}
 }
 
@@ -507,6 +551,18 @@ func TestModel(t *testing.T) {
 					rt.Fatal(err)
 				}
 				delete(assigned, k)
+			},
+			"unassign all": func(*rapid.T) {
+				k, want := draw(), 0
+				for other := range assigned {
+					if other.scope == k.scope && other.app == k.app {
+						delete(assigned, other)
+						want++
+					}
+				}
+				if n, err := s.Scope(k.scope).UnassignAll(t.Context(), k.app); n != want || err != nil {
+					rt.Fatalf("%d forgotten, want %d: %v", n, want, err)
+				}
 			},
 			"pause": func(*rapid.T) {
 				k, doc := draw(), rapid.StringN(0, 5, -1).Draw(rt, "doc")

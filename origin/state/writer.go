@@ -18,7 +18,11 @@ type write struct {
 	table table
 	name  []byte // of the row within its scope
 	value []byte // empty: the row goes
-	err   error  // of this change alone, whatever becomes of the others
+	all   bool   // name is an app's: all of its rows go
+
+	err  error    // of this change alone, whatever becomes of the others
+	more bool     // it takes up more room than there was taken
+	gone [][]byte // the names of all that went
 }
 
 // change is a write that somebody waits for.
@@ -31,10 +35,14 @@ func (w *write) key() []byte { return append(append([]byte(nil), w.scope.key[:].
 const maxBatch = 4096
 
 func (c *Scope) write(ctx context.Context, t table, name, value []byte) error {
-	if len(name) > 2*maxName+1 || len(name) == 0 {
+	return c.commit(ctx, &write{scope: c, table: t, name: name, value: value})
+}
+
+func (c *Scope) commit(ctx context.Context, w *write) error {
+	if len(w.name) > 2*maxName+1 || len(w.name) == 0 {
 		return ErrTooLarge
 	}
-	return c.state.writes.Commit(ctx, &write{scope: c, table: t, name: name, value: value})
+	return c.state.writes.Commit(ctx, w)
 }
 
 // errNothing ends a transaction that would change nothing.
@@ -72,27 +80,40 @@ func (s *State) commit(batch []*change) {
 	}
 }
 
-// judge counts a commit, and reports when writes begin to fail or work again.
+// trouble is what keeps a State from taking everything.
+type trouble struct {
+	disk bool
+	full [tables]bool
+}
+
+// judge counts a commit, and reports when writes begin to fail or work again. A disk works again once it has written, and a
+// table has room again once it has taken more.
 func (s *State) judge(batch []*change, err error) {
 	if errors.Is(err, errNothing) {
 		err = nil
 	} else {
 		s.commits.Add(1)
+		s.trouble.disk = err != nil
 	}
 	if err != nil {
 		s.failures.Add(1)
 	}
 	for _, c := range batch {
-		if err == nil {
-			err = c.What.err // a bound
+		if w := c.What; w.err != nil {
+			s.trouble.full[w.table] = true
+			err = cmp.Or(err, w.err)
+		} else if w.more && !s.trouble.disk {
+			s.trouble.full[w.table] = false
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil:
+		s.failing = true
 		s.report(fmt.Errorf("state: writing: %w", err))
-	} else if s.failing {
+	case s.failing && s.trouble == trouble{}:
+		s.failing = false
 		s.report(nil)
 	}
-	s.failing = err != nil
 }
 
 func (s *State) take(batch []*change) {
@@ -110,6 +131,10 @@ func (w *write) take() {
 	switch {
 	case w.table == pauses:
 		w.scope.putPause(string(w.name), w.value)
+	case w.all:
+		for _, name := range w.gone {
+			w.scope.dropAssigned(name)
+		}
 	case len(w.value) == 0:
 		w.scope.dropAssigned(w.name)
 	default:
@@ -136,24 +161,44 @@ func (l *ledger) apply(w *write) error {
 	if err != nil {
 		return err
 	}
+	if w.all {
+		return l.removeAll(b, w)
+	}
 	key := w.key()
 	old, _ := boltfile.Unseal(key, b.Get(key))
 	if bytes.Equal(old, w.value) {
 		return nil
 	}
+	more := len(w.value) - len(old)
 	if w.table == pauses {
-		err = l.addPause(len(w.value) - len(old))
+		err = l.addPause(more)
 	} else {
-		err = l.addAssigned(w, min(len(w.value), 1)-min(len(old), 1))
+		err = l.addAssigned(w, more/choiceSize)
 	}
 	if err != nil {
 		return err
 	}
-	l.changed = true
+	l.changed, w.more = true, more > 0
 	if len(w.value) == 0 {
 		return b.Delete(key)
 	}
 	return b.Put(key, boltfile.Seal(key, bytes.Clone(w.value)))
+}
+
+// removeAll removes the choices of all devices of an app.
+func (l *ledger) removeAll(b *bbolt.Bucket, w *write) error {
+	prefix := w.key()
+	rows := b.Cursor()
+	for k, _ := rows.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = rows.Next() {
+		w.gone = append(w.gone, bytes.Clone(k[len(w.scope.key):]))
+	}
+	for _, name := range w.gone {
+		if err := b.Delete(append(w.scope.key[:], name...)); err != nil {
+			return err
+		}
+	}
+	l.changed = l.changed || len(w.gone) > 0
+	return l.addAssigned(w, -len(w.gone))
 }
 
 func (l *ledger) addPause(bytes int) error {
@@ -164,7 +209,7 @@ func (l *ledger) addPause(bytes int) error {
 	return nil
 }
 
-// addAssigned counts a device that has a choice from now on, or has none any more: n is 1 or -1, or 0 for another choice.
+// addAssigned counts devices that have a choice from now on, n of them, or have none any more, as many as n is below 0.
 func (l *ledger) addAssigned(w *write, n int) error {
 	app := scopedApp{w.scope, appOf(w.name)}
 	ofApp := w.scope.apps[app.name] + l.apps[app]
