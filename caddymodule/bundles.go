@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin"
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
@@ -129,19 +130,19 @@ func (h *Handler) authorize(w http.ResponseWriter, r *http.Request, t target) {
 func (h *Handler) deliver(w http.ResponseWriter, r *http.Request, t target) {
 	request := h.shelves.request(t)
 	if request == nil { // an external bundle of a host that is not listed any more
-		h.refuseObject(w, r, cache.ErrNotFound)
+		h.refuseObject(w, r, t, cache.ErrNotFound)
 		return
 	}
 	hint := hintOf(r)
 	request.Offset, request.Length = hint.first, hint.length
 	object, access, err := h.runtime.disk.Open(r.Context(), request)
 	if err != nil {
-		h.refuseObject(w, r, err)
+		h.refuseObject(w, r, t, err)
 		return
 	}
 	defer object.Close()                           //nolint:errcheck // only read from
 	if err := ready(object, r, hint); err != nil { //nolint:contextcheck // the object has the request's
-		h.refuseObject(w, r, err)
+		h.refuseObject(w, r, t, err)
 		return
 	}
 	h.runtime.counters.object(objectStateOf(access))
@@ -198,14 +199,18 @@ func ready(object *cache.Object, r *http.Request, h hint) error {
 
 var errNoSize = errors.New("no range of an object can be told while its size is not known")
 
-// refuseObject answers a request for an object that cannot be had, unless its client has gone.
-func (h *Handler) refuseObject(w http.ResponseWriter, r *http.Request, err error) {
+// refuseObject answers a request for an object that cannot be had here, unless its client has gone.
+func (h *Handler) refuseObject(w http.ResponseWriter, r *http.Request, t target, err error) {
+	redirect, isRedirect := errors.AsType[*origin.RedirectError](err)
 	switch {
 	case errors.Is(err, cache.ErrNotFound):
 		h.runtime.counters.object(objectMissing)
 		refuse(w, http.StatusNotFound, "not_found", "Not found")
 	case r.Context().Err() != nil:
 		h.runtime.counters.object(objectLeft)
+	case isRedirect && t.learnedOf != "" && !h.leadsBack(r, redirect.To):
+		h.runtime.counters.object(objectElsewhere)
+		passRedirect(w, redirect.To)
 	default:
 		h.runtime.counters.object(objectFailed)
 		refuseUnavailable(w)

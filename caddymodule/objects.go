@@ -144,20 +144,28 @@ func (o *objectOrigin) Report(err error) {
 	fields := []zap.Field{zap.String(fieldOrigin, o.scope), zap.String(fieldKey, withoutQuery(o.key)), zap.Error(err)}
 	missing, changed, objects := "object "+o.scope+" "+o.key, "content "+o.scope+" "+o.key, "objects "+o.scope
 	link, isLink := errors.AsType[*origin.LinkError](err)
+	redirect, isRedirect := errors.AsType[*origin.RedirectError](err)
+	a, the := "a manifest", "the manifest"
+	learned, isLearned := o.store.(*learnedObjects)
+	if isLearned {
+		a, the = "an answer of the upstream", "the upstream's answer"
+	}
 	switch {
 	case err == nil:
 		faults.well(objects, "objects can be read again", fields[0])
 		faults.well("keeping "+o.scope, "objects are kept again", fields[0])
 		faults.well(missing, "object can be read again", fields[:2]...)
-		faults.well(changed, "object is the one the manifest names again", fields[:2]...)
+		faults.well(changed, "object is the one "+the+" names again", fields[:2]...)
+	case isLearned && isRedirect:
+		learned.relay.elsewhere(redirect.To.String())
 	case isLink:
 		faults.fault("link "+o.scope+" "+link.Link, "leads out", "origin refuses a link", fields...)
 	case errors.Is(err, cache.ErrNotStorable):
 		faults.fault("keeping "+o.scope, "not kept", "object is passed on from the origin for each phone and not kept", fields...)
 	case errors.Is(err, cache.ErrNotFound):
-		faults.fault(missing, "missing", "a manifest names an object that the origin does not have", fields...)
+		faults.fault(missing, "missing", a+" names an object that the origin does not have", fields...)
 	case errors.Is(err, cache.ErrMismatch):
-		faults.fault(changed, "wrong", "origin's object is not the one the manifest names; it is neither stored nor served", fields...)
+		faults.fault(changed, "wrong", "origin's object is not the one "+the+" names; it is neither stored nor served", fields...)
 	case errors.Is(err, cache.ErrChanged):
 		faults.fault(changed, "changed", "origin's object changed while it was read; publish under a new key instead", fields...)
 	default:

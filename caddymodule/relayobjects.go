@@ -3,6 +3,8 @@ package caddymodule
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/capgo-edge/capgo-edge/origin"
@@ -45,6 +47,27 @@ func (l *relay) find(appID string, keys []string) (target, bool) {
 		}
 	}
 	return target{}, false
+}
+
+// passedOn is the Cache-Status of a request whose client is sent on.
+var passedOn = []string{"capgo-edge; fwd=bypass; detail=redirect"}
+
+// passRedirect sends a client on to where the upstream redirects to, a host that this edge does not fetch from: that is where
+// the client would have gone without this edge. No one may keep the answer: what is signed in the address ends soon.
+func passRedirect(w http.ResponseWriter, to *url.URL) {
+	header := w.Header()
+	header["Location"] = []string{to.String()}
+	header["Cache-Control"] = noStore
+	header["Cache-Status"] = passedOn
+	header["X-Content-Type-Options"] = noSniff
+	w.WriteHeader(http.StatusFound)
+}
+
+// leadsBack reports whether a redirect leads to the very path here that was asked for, so that its client would come back
+// for ever: the upstream takes the address of this edge for its own.
+func (h *Handler) leadsBack(r *http.Request, to *url.URL) bool {
+	here, err := url.Parse(h.publicBase(r) + r.URL.EscapedPath())
+	return err == nil && strings.EqualFold(to.Host, here.Host) && to.Path == here.Path
 }
 
 func knownObject(o *learned.Object) resolver.Object {

@@ -95,7 +95,8 @@ func (e *External) Allows(rawURL string) bool {
 	return err == nil
 }
 
-// Get implements Store. The key is an absolute URL; a fragment counts for nothing.
+// Get implements Store. The key is an absolute URL; a fragment counts for nothing. The error wraps a RedirectError as well
+// if the key's host is listed, but the object is elsewhere.
 func (e *External) Get(ctx context.Context, key string, opts GetOptions) (*Object, error) {
 	target, err := e.parse(key)
 	if err != nil {
@@ -152,15 +153,45 @@ func isRedirect(status int) bool {
 	return false
 }
 
+// follow returns where a redirect leads to.
 func (e *External) follow(from *url.URL, location string) (*url.URL, error) {
 	to, err := from.Parse(location)
 	if err != nil {
 		return nil, errors.New("it redirects to what is not a URL")
 	}
-	if to, err = e.judge(to); err != nil {
+	public, err := e.judge(to)
+	downgrades := from.Scheme == "https" && to.Scheme == "http"
+	if _, notListed := errors.AsType[notListedError](err); notListed && !downgrades {
+		return nil, &RedirectError{to, err}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("it redirects: %w", err)
 	}
-	return to, nil
+	return public, nil
+}
+
+// RedirectError is why External.Get fails if the object is at a host that is not listed: a listed one redirects there.
+// Nothing was sent to that host, but whoever wants the object may go there by itself. Redirects from https to http are not
+// among these errors: nobody should follow them.
+type RedirectError struct {
+	// To is absolute, by https or http. Its query may be a secret, and is not part of the error's text.
+	To  *url.URL
+	why error
+}
+
+func (e *RedirectError) Error() string { return "it redirects: " + e.why.Error() }
+
+// Unwrap returns what is said of the host.
+func (e *RedirectError) Unwrap() error { return e.why }
+
+// notListedError refuses a host that is not listed.
+type notListedError struct {
+	at      endpoint
+	setting string
+}
+
+func (e notListedError) Error() string {
+	return fmt.Sprintf("%s is not allowed; add %s to %s if it is meant", e.at.origin(), e.at, e.setting)
 }
 
 func (e *External) parse(rawURL string) (*url.URL, error) {
@@ -186,7 +217,7 @@ func (e *External) judge(u *url.URL) (*url.URL, error) {
 		return nil, err
 	}
 	if !e.hosts.lists(at) {
-		return nil, fmt.Errorf("%s is not allowed; add %s to %s if it is meant", at.origin(), at, e.hosts.setting)
+		return nil, notListedError{at, e.hosts.setting}
 	}
 	public := *u
 	public.Host = at.authority()

@@ -456,6 +456,63 @@ func TestExternalRedirects(t *testing.T) {
 	}
 }
 
+// TestExternalRedirectsElsewhere: whoever asked is told where a host that is listed redirects to, if that is one that is not:
+// it may go there by itself. It is not told of what nobody should follow.
+func TestExternalRedirectsElsewhere(t *testing.T) {
+	redirects := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		location := r.URL.Query().Get("to")
+		if r.URL.Path == "/hop" {
+			location = "/there?to=" + url.QueryEscape(location)
+		}
+		w.Header().Set("Location", location)
+		w.WriteHeader(http.StatusFound)
+	})
+	outside := newExternalServer(t, (*httptest.Server).Start, redirects)
+	plain, server := newExternalServer(t, (*httptest.Server).Start, redirects), newExternalServer(t, h2, redirects)
+	e := newExternal(t, fakeDNS{"cdn.example.com": at("127.0.0.1")}, origin.ExternalOptions{Hosts: []string{
+		"cdn.example.com:" + server.port(), plain.URL,
+	}})
+	secure, unlisted := "https://cdn.example.com:"+server.port(), "add %s to external proxy"
+	for _, test := range []struct{ from, location, to, text string }{
+		{secure, "https://b.s3.example/a%20b/(1).zip?sig=" + secret + "%2F+&x", "same", fmt.Sprintf(unlisted, "b.s3.example")},
+		{secure, "//B.s3.example:8443/1.zip?" + secret, "https://B.s3.example:8443/1.zip?" + secret, fmt.Sprintf(unlisted, "b.s3.example:8443")},
+		{secure, "https://127.0.0.1:" + server.port() + "/1.zip", "same", fmt.Sprintf(unlisted, "127.0.0.1:"+server.port())},
+		{secure, "https://169.254.169.254/latest/", "same", fmt.Sprintf(unlisted, "169.254.169.254")},
+		{secure, outside.URL + "/1.zip?" + secret, "", fmt.Sprintf(unlisted, outside.URL)},
+		{secure, "http://cdn.example.com/1.zip", "", "http://cdn.example.com"},
+		{plain.URL, outside.URL + "/1.zip?" + secret, "same", fmt.Sprintf(unlisted, outside.URL)},
+		{plain.URL, strings.Replace(plain.URL, "http:", "https:", 1) + "/1.zip", "same", fmt.Sprintf(unlisted, "127.0.0.1:"+plain.port())},
+		{plain.URL, "https://joe:" + secret + "@b.s3.example/", "", "user or password"},
+		{plain.URL, "https://0x7f.1/", "", "IP address"},
+		{plain.URL, "capgo://b.s3.example/", "", "https://"},
+	} {
+		if test.to == "same" {
+			test.to = test.location
+		}
+		for _, path := range []string{"/there", "/hop"} {
+			for _, opts := range []origin.GetOptions{{}, {Offset: 2, Length: 2, IfMatch: `"e"`}, {HeadOnly: true}} {
+				_, err := e.Get(t.Context(), test.from+path+"?to="+url.QueryEscape(test.location), opts)
+				if !errors.Is(err, origin.ErrUnavailable) || !strings.Contains(err.Error(), test.text) || strings.Contains(err.Error(), secret) {
+					t.Errorf("from %s to %s: got %v, want %q", test.from, test.location, err, test.text)
+				}
+				to := ""
+				if redirect, ok := errors.AsType[*origin.RedirectError](err); ok {
+					to = redirect.To.String()
+				}
+				if to != test.to {
+					t.Errorf("from %s to %s: told of %q, want %q", test.from, test.location, to, test.to)
+				}
+			}
+		}
+	}
+	if _, err := e.Get(t.Context(), "https://b.s3.example/1.zip", origin.GetOptions{}); errors.As(err, new(*origin.RedirectError)) {
+		t.Errorf("an address that nobody redirects to: %v", err)
+	}
+	if outside.opened.Load() > 0 {
+		t.Error("a host that is not listed was asked")
+	}
+}
+
 // TestExternalRedirectBody has a redirect with a body that never ends: nobody reads it, so nobody waits for it.
 func TestExternalRedirectBody(t *testing.T) {
 	for name, start := range map[string]func(*httptest.Server){"h1": (*httptest.Server).StartTLS, "h2": h2} {
