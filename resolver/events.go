@@ -17,6 +17,8 @@ type Event struct {
 	Version string
 	// VersionName is version_name, with "builtin" replaced by the canonical version_build.
 	VersionName string
+	// Native tells that VersionName is version_build: the app runs what it was installed with.
+	Native bool
 
 	// Raw is the event as it came, a part of the body.
 	Raw []byte
@@ -35,6 +37,9 @@ const (
 	maxMetadataName  = 64
 	maxMetadataValue = 2048
 )
+
+// maxDepth is how deep the objects and arrays of an event may be nested. No known member has more than one level.
+const maxDepth = 64
 
 // MaxBatch is how many events a batch may have. Plugins keep 200 at the most (protocol 4.5); the limit keeps a body of
 // tiny items from costing many times its size in memory.
@@ -65,6 +70,13 @@ var (
 
 	missingDeviceID = &Refusal{Status: 400, Code: "missing_device_id", Message: "Cannot find device_id"}
 	missingAction   = &Refusal{Status: 400, Code: "processing_error", Message: "The event has no action"}
+
+	// An array of a collector's is one level more: an event at the limit of its parser would be refused in a batch, and the batch
+	// with it.
+	nestedTooDeep = &Refusal{
+		Status: 400, Code: codeInvalidBody,
+		Message: "Cannot parse body: an event may have " + strconv.Itoa(maxDepth) + " levels of objects and arrays",
+	}
 
 	// These two are of events about which no more is told.
 	unparsable    = cannotParse()
@@ -213,12 +225,39 @@ func (p *EventParser) add(raw []byte) {
 		return
 	}
 	e := Event{AppID: app.text, Raw: raw}
-	if e.Refusal = p.fill(&e); e.Refusal != nil {
+	if e.Refusal = p.fill(&e); e.Refusal == nil && tooDeep(raw) {
+		e.Refusal = nestedTooDeep
+	}
+	if e.Refusal != nil {
 		if p.refused++; p.refused > maxExplained || len(e.Refusal.VersionBuild) > maxRepeated {
 			e.Refusal = e.Refusal.brief()
 		}
 	}
 	p.events = append(p.events, e)
+}
+
+// tooDeep reports whether the objects and arrays of a JSON value are nested deeper than maxDepth.
+func tooDeep(value []byte) bool {
+	if bytes.Count(value, []byte("{"))+bytes.Count(value, []byte("[")) <= maxDepth { // as of nearly all
+		return false
+	}
+	depth, inText := 0, false
+	for i := 0; i < len(value); i++ {
+		switch c := value[i]; {
+		case c == '"':
+			inText = !inText
+		case c == '\\' && inText:
+			i++
+		case inText:
+		case c == '{' || c == '[':
+			if depth++; depth > maxDepth {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
 }
 
 // brief is a refusal of an event without its details, which all such events share.
@@ -263,7 +302,7 @@ func (p *EventParser) fill(e *Event) *Refusal {
 	if e.VersionName = s.text(fVersionName); e.VersionName == nameBuiltin {
 		e.VersionName = build
 	}
-	e.Version = beforeColon(e.VersionName)
+	e.Version, e.Native = beforeColon(e.VersionName), e.VersionName == build
 	s.required(fVersionBuild)
 	plugin := s.pluginVersion()
 	s.text(fPlatform)
@@ -422,7 +461,8 @@ func AppendBatchAnswer(dst []byte, items []*Refusal) []byte {
 // action, and at, in milliseconds since 1970. check must be a body that CheckParser accepted. What an official collector
 // would refuse is set right: version_os is added where a check lacks it, and custom_id left out where it is no text or too
 // long, which a check may have (protocol 1.2, 4.1). A version that the collector does not have, as known tells, is reported
-// as "unknown", under which it takes events in every app (protocol 4.3): the device is counted all the same.
+// as "unknown", under which it takes events in every app (protocol 4.3): the device is counted all the same. Members that are
+// objects or arrays are left out: none that is known is one, and what is nested too deep would be refused.
 func AppendCheckEvent(dst, check []byte, known bool, action string, at int64) []byte {
 	hasOS := false
 	dst, _ = appendMembers(dst, string(check), func(m member) (string, bool) {
@@ -442,7 +482,7 @@ func AppendCheckEvent(dst, check []byte, known bool, action string, at int64) []
 			hasOS = hasOS || isText
 			return "", isText
 		}
-		return "", true
+		return "", m.value.state != isObject && !strings.HasPrefix(m.value.text, "[") || isText
 	})
 	if !hasOS {
 		dst = append(dst, `,"version_os":"unknown"`...)

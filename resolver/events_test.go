@@ -129,6 +129,9 @@ func TestParseEvent(t *testing.T) {
 	}{
 		{"as it comes", object{}, "", ""},
 		{"unknown members are kept", object{"x": []any{1, object{"y": nil}}, "channel": 7}, "", ""},
+		{"nested as deep as may be", object{"x": nested(maxDepth - 1)}, "", ""},
+		{"brackets in a text", object{"x": []any{strings.Repeat(`[{"\`, 50), "]"}}, "", ""},
+		{"brackets side by side", object{"x": slices.Repeat([]any{object{}}, 100)}, "", ""},
 		{"upper case device", object{"device_id": strings.ToUpper(testDevice)}, "", ""},
 		{"device missing", object{"device_id": without}, "missing_device_id", ""},
 		{"device empty", object{"device_id": ""}, "missing_device_id", ""},
@@ -194,6 +197,20 @@ func TestParseEvent(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNestedTooDeep: an event that a collector might not take within an array is refused, alone.
+func TestNestedTooDeep(t *testing.T) {
+	deep := toJSON(t, plainEvent.with(object{"x": nested(maxDepth)}))
+	for _, body := range []string{string(deep), "[" + string(deep) + "," + string(toJSON(t, plainEvent)) + "]"} {
+		events, batch := parseEvents(t, []byte(body))
+		if events[0].Refusal != nestedTooDeep {
+			t.Errorf("refused with %v", events[0].Refusal)
+		}
+		if batch && events[1].Refusal != nil {
+			t.Errorf("the event beside it is refused with %v", events[1].Refusal)
+		}
 	}
 }
 
@@ -335,12 +352,22 @@ func TestIgnoredEvents(t *testing.T) {
 	}
 }
 
+// nested is an array of so many levels.
+func nested(levels int) any {
+	var v any = 1
+	for range levels {
+		v = []any{v}
+	}
+	return v
+}
+
 func TestAppendCheckEvent(t *testing.T) {
 	tests := []struct {
 		name, check, want string
 	}{
 		{"as phones send it", `{"a":"b","version_os":"14"}`, `{"a":"b","version_os":"14","action":"get","timestamp":7}`},
-		{"blanks stay", "{ \"a\" : 1 ,\n\"b\":[ ] } ", "{ \"a\" : 1 ,\n\"b\":[ ]" + `,"version_os":"unknown","action":"get","timestamp":7}`},
+		{"nested members", `{"a":1,"b":[ [] ],"c":{"d":{}},"e":"[f"}`, `{"a":1,"e":"[f","version_os":"unknown","action":"get","timestamp":7}`},
+		{"blanks stay", "{ \"a\" : 1 ,\n\"b\":2 } ", "{ \"a\" : 1 ,\n\"b\":2" + `,"version_os":"unknown","action":"get","timestamp":7}`},
 		{"of Electron", `{"custom_id":null,"a":1}`, `{"a":1,"version_os":"unknown","action":"get","timestamp":7}`},
 		{"custom id too long", `{"a":1,"custom_id":"` + strings.Repeat("c", 37) + `","b":2}`, `{"a":1,"b":2,"version_os":"unknown","action":"get","timestamp":7}`},
 		{"custom id fine", `{"custom_id":"c"}`, `{"custom_id":"c","version_os":"unknown","action":"get","timestamp":7}`},
