@@ -211,6 +211,15 @@ func (g *guard) sweep() {
 	}
 }
 
+// siteOf is the /48 that an IPv6 network lies in, which a hosting customer may have as a whole; an IPv4 network itself.
+func siteOf(network uint64) uint64 {
+	const ipv4 = 1 << 40 // no IPv6 network that is routed is below
+	if network < ipv4 {
+		return network
+	}
+	return network &^ 0xffff
+}
+
 // networkOf is the network a request comes from, as far as votes tell networks apart: /24 of an IPv4 address, /64 of an IPv6
 // one. It is that of the client as Caddy knows it, so behind a proxy that trusted_proxies does not name all devices are of
 // one network, which has not enough votes to pause anything.
@@ -495,10 +504,14 @@ func (a *guardedApp) tellResumed(ctx context.Context, gone []pause, message stri
 
 // report logs a pause or its end, and tells who wants to know.
 func (a *guardedApp) report(level zapcore.Level, event string, p pause, message string) {
-	a.guard.faults.log.Load().Log(level, message,
-		zap.String(fieldAppID, a.key.Name), zap.String(fieldChannel, p.Channel), zap.String(fieldVersion, p.Version),
-		zap.Int("attempts", p.Attempts), zap.Int("failures", p.Failures))
+	a.log(level, p, message)
 	if tell := a.guard.events.Load(); tell != nil {
 		(*tell)(guardEvent{event, a.key.Name, p})
 	}
+}
+
+func (a *guardedApp) log(level zapcore.Level, p pause, message string) {
+	a.guard.faults.log.Load().Log(level, message,
+		zap.String(fieldAppID, a.key.Name), zap.String(fieldChannel, p.Channel), zap.String(fieldVersion, p.Version),
+		zap.Int("attempts", p.Attempts), zap.Int("failures", p.Failures))
 }

@@ -129,6 +129,9 @@ func TestReleaseGuard(t *testing.T) {
 	gone("after a reload,")
 	e.Stop()
 	load(t, e, config)
+	if n := len(e.Log("rollout is still paused at this site")); n != 1 { // before anybody asked
+		t.Errorf("after a restart, the pause was logged %d times", n)
+	}
 	gone("after a restart,")
 
 	w, err := admin(t, "POST", "/capgo_edge/resume", `{"app_id":"`+appID+`"}`)

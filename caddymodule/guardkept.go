@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/capgo-edge/capgo-edge/origin/state"
 )
@@ -125,6 +126,7 @@ func (a *guardedApp) load(doc []byte) {
 	for _, p := range list {
 		if p.QuietUntil.IsZero() {
 			a.paused.Store(a.paused.Load().with(p.pause))
+			a.log(zapcore.WarnLevel, p.pause, "rollout is still paused at this site, as before the restart")
 		} else if left := time.Until(p.QuietUntil); left > 0 {
 			a.coolLocked(p.pause, min(left, minutes(p.CooldownMinutes))) // the clock may have been set back
 		}

@@ -17,6 +17,7 @@ type votes struct {
 	offers   *simplelru.LRU[uint64, offer]
 	cast     *simplelru.LRU[uint64, vote]
 	networks map[uint64]seats
+	sites    map[uint64]seats // of the same devices, by siteOf
 	failures int
 	room     *budget // of all targets
 }
@@ -37,17 +38,18 @@ type vote struct {
 // seats counts what a network has taken.
 type seats struct{ offers, votes int32 }
 
-// The bounds of one target. A network's devices wait for a vote in more places than there are votes, because some never
+// The bounds of one target, of a network in it, and of a site. A network's devices wait for a vote in more places than there are votes, because some never
 // report; and once all places of the target are taken no further device gets one until the window has passed over some,
 // so that those who were offered it first have time to report.
 const (
-	maxVoters        = 65_536
-	offersPerNetwork = 16
-	votesPerNetwork  = 2
+	maxVoters = 65_536
+
+	offersPerNetwork, votesPerNetwork = 16, 2
+	offersPerSite, votesPerSite       = 64, 8
 )
 
 func newVotes(room *budget) *votes {
-	v := &votes{networks: map[uint64]seats{}, room: room}
+	v := &votes{networks: map[uint64]seats{}, sites: map[uint64]seats{}, room: room}
 	v.offers, _ = simplelru.NewLRU[uint64, offer](maxVoters, nil) // fails only for a size below 1, as the next
 	v.cast, _ = simplelru.NewLRU[uint64, vote](maxVoters, nil)
 	return v
@@ -63,12 +65,11 @@ func (v *votes) offered(device, network uint64, now time.Duration) {
 		v.offers.Add(device, offer{old.network, now})
 		return
 	}
-	taken := v.networks[network]
-	if taken.offers == offersPerNetwork || v.offers.Len() == maxVoters || !v.room.take(1) {
+	full := v.networks[network].offers == offersPerNetwork || v.sites[siteOf(network)].offers == offersPerSite
+	if full || v.offers.Len() == maxVoters || !v.room.take(1) {
 		return
 	}
-	taken.offers++
-	v.networks[network] = taken
+	v.seat(network, seats{offers: 1})
 	v.offers.Add(device, offer{network, now})
 }
 
@@ -87,12 +88,11 @@ func (v *votes) voted(device uint64, failed bool, now time.Duration) bool {
 	if !known {
 		return false
 	}
-	taken := v.networks[o.network]
-	if taken.votes == votesPerNetwork {
+	full := v.networks[o.network].votes == votesPerNetwork || v.sites[siteOf(o.network)].votes == votesPerSite
+	if full || v.cast.Len() == maxVoters { // the list itself would drop its oldest vote, and not count it out
 		return false
 	}
-	taken.votes++
-	v.networks[o.network] = taken
+	v.seat(o.network, seats{votes: 1})
 	v.cast.Add(device, vote{o.network, now, failed})
 	if failed {
 		v.failures++
@@ -109,7 +109,7 @@ func (v *votes) expire(now time.Duration) {
 		}
 		v.offers.Remove(device)
 		v.room.give(1)
-		v.leave(o.network, seats{offers: 1})
+		v.seat(o.network, seats{offers: -1})
 	}
 	for {
 		device, old, ok := v.cast.GetOldest()
@@ -120,19 +120,25 @@ func (v *votes) expire(now time.Duration) {
 		if old.failed {
 			v.failures--
 		}
-		v.leave(old.network, seats{votes: 1})
+		v.seat(old.network, seats{votes: -1})
 	}
 }
 
-func (v *votes) leave(network uint64, left seats) {
-	taken := v.networks[network]
-	taken.offers -= left.offers
-	taken.votes -= left.votes
-	if taken == (seats{}) {
-		delete(v.networks, network)
-		return
+// seat counts what a network, and its site, take from now on, or leave.
+func (v *votes) seat(network uint64, more seats) {
+	for _, place := range [...]struct {
+		taken map[uint64]seats
+		at    uint64
+	}{{v.networks, network}, {v.sites, siteOf(network)}} {
+		now := place.taken[place.at]
+		now.offers += more.offers
+		now.votes += more.votes
+		if now == (seats{}) {
+			delete(place.taken, place.at)
+		} else {
+			place.taken[place.at] = now
+		}
 	}
-	v.networks[network] = taken
 }
 
 // drop gives back the room that v takes. v must not be used afterwards.
