@@ -1,6 +1,7 @@
 package caddymodule
 
 import (
+	"hash/maphash"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -105,20 +106,21 @@ func (a *admission) giveBack(client netip.Addr, at time.Duration) {
 	}
 }
 
-// admissions are those of all upstreams, by identity: an upstream counts a client's requests whatever site they come through.
-// The zero value has none.
+// admissions are those to all servers, by address: a server counts a client's requests whatever site they come through, and
+// whatever other servers the site has. The zero value has none.
 type admissions struct {
-	mu sync.Mutex
-	of map[string]*admission // guarded by mu
+	mu     sync.Mutex
+	of     map[string]*admission      // guarded by mu
+	events map[string]*eventAdmission // likewise; by upstream
 }
 
-// admissionOf is the admission to an upstream. Sites and configurations share it; the newest one says how many requests a minute
+// admissionOf is the admission to a server. Sites and configurations share it; the newest one says how many requests a minute
 // it has.
-func (r *runtime) admissionOf(identity string, perMinute int) *admission {
+func (r *runtime) admissionOf(server string, perMinute int) *admission {
 	all := &r.admissions
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	if a := all.of[identity]; a != nil {
+	if a := all.of[server]; a != nil {
 		a.retune(perMinute)
 		return a
 	}
@@ -126,7 +128,24 @@ func (r *runtime) admissionOf(identity string, perMinute int) *admission {
 		all.of = map[string]*admission{}
 	}
 	a := newAdmission(perMinute)
-	all.of[identity] = a
+	all.of[server] = a
+	return a
+}
+
+// eventAdmissionOf is the same for the statistics of an upstream.
+func (r *runtime) eventAdmissionOf(upstream string, perMinute int) *eventAdmission {
+	all := &r.admissions
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if a := all.events[upstream]; a != nil {
+		a.retune(perMinute)
+		return a
+	}
+	if all.events == nil {
+		all.events = map[string]*eventAdmission{}
+	}
+	a := newEventAdmission(perMinute)
+	all.events[upstream] = a
 	return a
 }
 
@@ -144,18 +163,85 @@ func clientNetwork(client netip.Addr) netip.Prefix {
 	return network
 }
 
+// pass is the leave to send a request to an upstream that may be about an app which it does not know. The zero pass is for one
+// that need not have one.
+type pass struct {
+	client netip.Addr
+	taken  []admitted
+}
+
+// admitted is what allow gave.
+type admitted struct {
+	by *admission
+	at time.Duration
+}
+
+// admit gives a client a pass, if it has one left at every server: any of them may be asked.
+func (l *relay) admit(client netip.Addr) (pass, bool) {
+	p := pass{client, make([]admitted, 0, len(l.admissions))}
+	for _, a := range l.admissions {
+		at, ok := a.allow(client)
+		if !ok {
+			p.giveBack()
+			return pass{}, false
+		}
+		p.taken = append(p.taken, admitted{a, at})
+	}
+	return p, true
+}
+
+func (p *pass) giveBack() {
+	for _, t := range p.taken {
+		t.by.giveBack(p.client, t.at)
+	}
+}
+
 // termsFor are the relay's terms, for a client: of an app that nothing is known of, the upstream is asked only if the client
-// has not asked for too many. Of all that ask at the same time only one does.
-func (l *relay) termsFor(r *http.Request, app cache.Key) *cache.Terms {
-	if known, refused := l.runtime.answers.Knows(app); known || refused {
+// has not asked for too many. Of all that ask at the same time only one does. An app that the operator has named is none that
+// is made up.
+func (l *relay) termsFor(r *http.Request, app cache.Key, named bool) *cache.Terms {
+	if known, refused := l.runtime.answers.Knows(app); known || refused || named {
 		return &l.terms
 	}
 	client, terms := clientOf(r).Address, l.terms
-	var at time.Duration
+	var p pass
 	terms.Admit = func() (ok bool) {
-		at, ok = l.admission.allow(client)
+		p, ok = l.admit(client)
 		return ok
 	}
-	terms.Dismiss = func() { l.admission.giveBack(client, at) } // by who was admitted, behind that
+	terms.Dismiss = func() { p.giveBack() } // by who was admitted, behind that
 	return &terms
+}
+
+// eventAdmission holds down of how many apps statistics are taken that the upstream never knew: each costs it requests. It is no
+// part of the admission to checks. Phones send events that were refused again each second, which would leave nothing for those.
+type eventAdmission struct {
+	seed maphash.Seed
+	*admission
+
+	mu   sync.Mutex
+	apps *simplelru.LRU[uint64, time.Duration] // guarded by mu; when an app that was let through sent events last
+}
+
+// maxEventApps bounds the apps that are remembered, far above what the trickle lets through within askWindow.
+const maxEventApps = 1 << 14
+
+func newEventAdmission(perMinute int) *eventAdmission {
+	apps, _ := simplelru.NewLRU[uint64, time.Duration](maxEventApps, nil) // fails only for a size below 1
+	return &eventAdmission{seed: maphash.MakeSeed(), admission: newAdmission(perMinute), apps: apps}
+}
+
+// allowApp reports whether events of an app may be taken from a client. An app that was let through takes no more, whoever sends
+// its events, until it has been silent for askWindow.
+func (a *eventAdmission) allowApp(client netip.Addr, appID string) bool {
+	app, now := maphash.String(a.seed, appID), time.Since(a.began)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if last, known := a.apps.Get(app); !known || now-last >= askWindow {
+		if _, ok := a.allow(client); !ok {
+			return false
+		}
+	}
+	a.apps.Add(app, now)
+	return true
 }

@@ -3,6 +3,7 @@ package caddymodule
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -44,7 +45,8 @@ type relay struct {
 	isOfficial        atomic.Bool // all servers have said so
 	makesMu           sync.Mutex
 	makes             map[string]bool // whether a server is an official one, as far as it was asked; guarded by makesMu
-	admission         *admission
+	admissions        []*admission    // to each server
+	eventApps         *eventAdmission
 	offers            *offerNotes
 }
 
@@ -89,7 +91,10 @@ func newRelay(r *runtime, addresses []string, config *Relay) (*relay, error) {
 		},
 		Admit: func() bool { return true }, // of an app that nothing is known of, termsFor asks for more
 	}
-	l.admission = r.admissionOf(l.scope, l.config.UnknownPerMinute)
+	for _, server := range l.names {
+		l.admissions = append(l.admissions, r.admissionOf(server, l.config.UnknownPerMinute))
+	}
+	l.eventApps = r.eventAdmissionOf(l.scope, l.config.UnknownPerMinute)
 	return l, nil
 }
 
@@ -201,37 +206,41 @@ func (l *relay) allOfficialLocked() bool {
 	return true
 }
 
-// ask returns the answer to a check.
-func (l *relay) ask(r *http.Request, s *scratch) (*relayed, cache.State, error) {
+// ask returns the answer to a check. named says that the operator has named its app. seen reports whether the upstream has seen
+// this very device ask, or does now.
+func (l *relay) ask(r *http.Request, s *scratch, named bool) (a *relayed, state cache.State, seen bool, err error) {
 	if !l.runtime.users.enter() {
-		return nil, cache.Unavailable, errClosed
+		return nil, cache.Unavailable, false, errClosed
 	}
 	defer l.runtime.users.leave()
 	fields, official := l.keyFields()
-	s.key = l.appendKey(s.key[:0], &s.check, s.body, fields)
+	s.key = l.appendKey(s.key[:0], &s.check, s.body, r.URL.RawQuery, fields)
 	var mine *inquiry
 	q := cache.Question[*relayed]{Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID}
 	q.Asker = func() cache.Asker[*relayed] {
-		mine = l.inquire(r, s, official)
-		mine.derived.Store(mine.upToDate(&q))
+		mine = l.inquire(r, s, official, named)
+		derived := mine.upToDate(&q)
+		mine.derived.Store(derived)
+		mine.derives = derived != nil
 		return mine.ask
 	}
-	a, state, err := l.runtime.answers.Get(r.Context(), l.termsFor(r, q.Group), &q)
+	a, state, err = l.runtime.answers.Get(r.Context(), l.termsFor(r, q.Group, named), &q)
+	seen = q.Asked && (mine == nil || !mine.derives)
 	if now := l.isOfficial.Load(); now && !official && mine != nil {
 		if reply := mine.reply.Load(); reply != nil && reply.Value.learned != nil { // it is to be found by the fields that count from now on
 			l.keepAgain(r, s, reply)
-			return reply.Value, cache.Loaded, nil
+			return reply.Value, cache.Loaded, seen, nil
 		}
 	}
-	return a, state, err
+	return a, state, seen, err
 }
 
 // keepAgain keeps a reply of the upstream under the fields of an official one.
 func (l *relay) keepAgain(r *http.Request, s *scratch, own *cache.Reply[*relayed]) {
-	mine, reply, answer := l.inquire(r, s, true), *own, *own.Value
+	mine, reply, answer := l.inquire(r, s, true, false), *own, *own.Value
 	answer.request = mine.common(answer.request)
 	reply.Value = &answer
-	s.key = l.appendKey(s.key[:0], &s.check, s.body, l.official)
+	s.key = l.appendKey(s.key[:0], &s.check, s.body, r.URL.RawQuery, l.official)
 	_, _, _ = l.runtime.answers.Get(r.Context(), &l.terms, &cache.Question[*relayed]{ // for what it keeps
 		Group: l.groupOf(s.check.AppID), Key: string(s.key), Device: s.check.DeviceID,
 		Asker: func() cache.Asker[*relayed] {
@@ -245,9 +254,15 @@ func (l *relay) keepAgain(r *http.Request, s *scratch, own *cache.Reply[*relayed
 	})
 }
 
-// appendKey appends the key that an answer is kept under.
-func (l *relay) appendKey(dst []byte, c *resolver.Check, body []byte, fields resolver.KeyFields) []byte {
-	return append(resolver.AppendAnswerKey(dst, c, body, fields), l.variant[:]...)
+// appendKey appends the key that the answer to a check is kept under. Servers may go by what stands behind updateUrl as its
+// query.
+func (l *relay) appendKey(dst []byte, c *resolver.Check, body []byte, query string, fields resolver.KeyFields) []byte {
+	dst = resolver.AppendAnswerKey(dst, c, body, fields)
+	if query != "" {
+		sum := sha256.Sum256([]byte(query))
+		dst = append(dst, sum[:]...)
+	}
+	return append(dst, l.variant[:]...)
 }
 
 // keyHasCustomID reports whether custom_id is in the key of answers, so that all that share one have the same.
@@ -332,19 +347,23 @@ type inquiry struct {
 	*relay
 	body   []byte
 	check  resolver.Check
+	query  string // of the request
 	client upstream.Client
+	named  bool                                  // the operator has named the app
 	reply  atomic.Pointer[cache.Reply[*relayed]] // what the upstream said to the device itself
 
 	derived  atomic.Pointer[relayed] // the device's answer, if it follows from another one; given once
+	derives  bool                    // there is one
 	customID bool                    // custom_id is in the key
 
 	ambiguous bool // the upstream may read the body otherwise than this edge
 }
 
 // inquire makes the inquiry of a request whose answer is kept under the fields of an official server, or of another.
-func (l *relay) inquire(r *http.Request, s *scratch, official bool) *inquiry {
+func (l *relay) inquire(r *http.Request, s *scratch, official, named bool) *inquiry {
 	i := &inquiry{
-		relay: l, body: bytes.Clone(s.body), check: s.check, client: clientOf(r), customID: l.keyHasCustomID(official),
+		relay: l, body: bytes.Clone(s.body), check: s.check, query: r.URL.RawQuery, client: clientOf(r), named: named,
+		customID: l.keyHasCustomID(official),
 	}
 	i.ambiguous, _ = l.foreign.Ambiguous(i.body)
 	return i
@@ -391,15 +410,11 @@ func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.
 	}
 	body := i.bodyOf(device, like)
 	began := time.Now()
-	answer, err := i.group.Check(ctx, body, i.client)
+	known, _ := i.knows(i.check.AppID)
+	answer, err := i.group.Check(ctx, &upstream.Question{Body: body, Query: i.query, Client: i.client, Stranger: !known && !i.named})
 	i.runtime.counters.origin(originCheck, time.Since(began), err)
-	if errors.Is(err, upstream.ErrOpen) || errors.Is(err, upstream.ErrBusy) {
-		err = fmt.Errorf("%w: %w", cache.ErrNotAsked, err)
-	}
-	if errors.Is(err, upstream.ErrUnknown) {
-		err = fmt.Errorf("%w: %w", cache.ErrAnswered, err)
-	}
 	if err != nil {
+		err = outcomeOf(err)
 		i.notMet(strings.Join(i.names, " "), err)
 		return cache.Reply[*relayed]{}, err
 	}
@@ -415,6 +430,17 @@ func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.
 		i.sawServer(answer.Upstream, answer.Header.Get("X-Worker-Source") != "")
 	}
 	return reply, err
+}
+
+// outcomeOf says of a failed check whether any server has seen it.
+func outcomeOf(err error) error {
+	switch {
+	case errors.Is(err, upstream.ErrAnswered), errors.Is(err, upstream.ErrUnknown), errors.Is(err, upstream.ErrUnconfirmed):
+		return fmt.Errorf("%w: %w", cache.ErrAnswered, err)
+	case errors.Is(err, upstream.ErrOpen), errors.Is(err, upstream.ErrBusy):
+		return fmt.Errorf("%w: %w", cache.ErrNotAsked, err)
+	}
+	return err
 }
 
 // answered is the error of an upstream that has answered in vain.

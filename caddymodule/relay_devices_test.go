@@ -364,6 +364,12 @@ func TestRelaySettingsDiffer(t *testing.T) {
 	e := edgetest.Start(t, edgetest.Config{Site: "@other header X-Site other\n handle @other {\n " + other + "\n }\n handle {\n " + plain + "\n }"})
 	judge := func(client *edgetest.Client, own bool, header ...string) {
 		t.Helper()
+		client.Redials = 20 // across reloads
+		within(t, "the configuration is in force", func() bool {
+			client.Reconnect()
+			address, _ := client.Post("/updates", check(), header...).JSON(t)["url"].(string)
+			return own != strings.HasPrefix(address, downloads.URL)
+		})
 		for i := range 5 {
 			address, _ := client.Post("/updates", check("device_id", numbered(i)), header...).JSON(t)["url"].(string)
 			if through := !strings.HasPrefix(address, downloads.URL); through != own || through && client.Do("GET", address, "", header...).Status != 200 {

@@ -47,7 +47,8 @@ type Relay struct {
 	// downloads. Default: off, "kind" is added.
 	KeepKind bool `json:"keep_kind,omitempty"`
 
-	// UnknownPerMinute is how many requests a minute the upstream gets about apps that it never knew, all together. Besides, a
+	// UnknownPerMinute is how many requests a minute the upstream gets about apps that it never knew, all together, and of how many
+	// such apps a minute statistics are taken. Apps that are named in "apps", without a *, are none of them. Besides, a
 	// client has four in 15 minutes. Default: 60.
 	UnknownPerMinute int `json:"unknown_per_minute,omitempty"`
 }
@@ -233,7 +234,7 @@ func (h *Handler) statsConfig() []*Stats {
 	if len(h.Stats) > 0 || h.relay == nil {
 		return h.Stats
 	}
-	return []*Stats{{Collectors: []string{h.relay.addresses[0] + "/stats"}}}
+	return []*Stats{{Collectors: []string{h.relay.addresses[0] + pathStats}}}
 }
 
 // scope is the identity of what a site answers from.

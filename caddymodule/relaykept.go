@@ -83,7 +83,7 @@ func (r *runtime) reportAnswers(group cache.Key, e cache.Event, detail string) {
 		if e == cache.Marked {
 			r.counters.marked.Add(1)
 		}
-		r.faults.fault("devices "+group.Scope+" "+group.Name, "differ", "the upstream answers devices differently; each is asked for by itself from now on", fields...)
+		r.faults.fault("devices "+group.Scope+" "+group.Name, "differ", "answers of the upstream differ, so they are not shared; each device is asked for by itself from now on", fields...)
 	case cache.Unmarked:
 		r.faults.well("devices "+group.Scope+" "+group.Name, "answers are shared between devices again", fields...)
 	case cache.OutageBegan:

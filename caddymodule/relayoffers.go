@@ -47,7 +47,7 @@ func (i *inquiry) note(a *relayed) {
 		i.offers.noteDerives(i.check.AppID, false)
 	case a.learned.Class == resolver.AnswerOffer:
 		fields, _ := i.keyFields()
-		i.offers.noteKeys(i.noteKey(), string(i.appendKey(nil, &i.check, i.body, fields)))
+		i.offers.noteKeys(i.noteKey(), string(i.appendKey(nil, &i.check, i.body, i.query, fields)))
 	case a.learned.Code == codeUpToDate: // in its own words: others may have more in them, such as the version
 		i.offers.noteDerives(i.check.AppID, resolver.SameAnswer(a.learned, derivedUpToDate().learned))
 	}

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +21,7 @@ func (h *Handler) relayCheck(w http.ResponseWriter, r *http.Request, s *scratch)
 	if h.refuseAmbiguous(w, s.body) {
 		return
 	}
-	a, state, err := h.relay.ask(r, s)
+	a, state, seen, err := h.relay.ask(r, s, h.names(s.check.AppID))
 	if h.Debug {
 		w.Header().Set("Cache-Status", relayStatus(a, state))
 	}
@@ -31,7 +31,7 @@ func (h *Handler) relayCheck(w http.ResponseWriter, r *http.Request, s *scratch)
 		return
 	}
 	h.runtime.counters.relay(relayStateOf(state))
-	if state == cache.Fresh || state == cache.Stale { // else the upstream has counted the device itself
+	if !seen { // else the upstream has counted the device itself
 		h.statistics.sawCheck(&s.check, s.body, a.event)
 	}
 	h.writeRelayed(w, r, s, a)
@@ -70,7 +70,9 @@ func (h *Handler) passRelayed(w http.ResponseWriter, a *relayed) {
 	}
 	header["Cache-Control"] = noStore
 	header["X-Content-Type-Options"] = noSniff
-	header["Content-Length"] = []string{strconv.Itoa(len(a.body))}
+	if a.status != http.StatusNoContent { // RFC 9110 section 8.6
+		header["Content-Length"] = []string{strconv.Itoa(len(a.body))}
+	}
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body) //nolint:gosec // it is the upstream's, and not sniffed; a client that went away is no fault
 }
@@ -118,34 +120,19 @@ func (h *Handler) admitForward(w http.ResponseWriter, r *http.Request, appID str
 	case err != nil: // the upstream has just said that there is none
 		refuseLookup(w, err)
 		return pass{}, false
-	case known:
+	case known || h.names(appID):
 		return pass{}, true
 	}
-	if p, ok = h.admitStranger(r); !ok {
+	if p, ok = h.relay.admit(clientOf(r).Address); !ok {
 		refuse(w, http.StatusServiceUnavailable, codeUnavailable, "Nothing is known of this app just now, try again later")
 	}
 	return p, ok
 }
 
-// pass is the leave to send a request to the upstream that may be about an app which it does not know. The zero pass is for
-// one that it knows.
-type pass struct {
-	admission *admission
-	client    netip.Addr
-	at        time.Duration
-}
-
-// admitStranger gives a pass, if the client has one left.
-func (h *Handler) admitStranger(r *http.Request) (pass, bool) {
-	client := clientOf(r).Address
-	at, ok := h.relay.admission.allow(client)
-	return pass{h.relay.admission, client, at}, ok
-}
-
 // used says what became of the request. One that was not sent has cost the upstream nothing.
 func (p pass) used(became passed) {
-	if !became.sent && p.admission != nil {
-		p.admission.giveBack(p.client, p.at)
+	if !became.sent {
+		p.giveBack()
 	}
 }
 
@@ -164,7 +151,7 @@ func (h *Handler) relays(err error) bool {
 // refuseOrForward answers a method that a path does not have here: the upstream may have it.
 func (h *Handler) refuseOrForward(w http.ResponseWriter, r *http.Request, path string, allowed ...string) {
 	if h.relayOnly && len(h.Apps) == 0 {
-		if p, ok := h.admitStranger(r); ok {
+		if p, ok := h.relay.admit(clientOf(r).Address); ok {
 			p.used(h.forward(w, r, path, maxCheckBody))
 			return
 		}
@@ -173,16 +160,62 @@ func (h *Handler) refuseOrForward(w http.ResponseWriter, r *http.Request, path s
 }
 
 // forwardOdd passes a request through that is none by the protocol of the official server; others may take it. It reports
-// false if that was not done: nothing is known of its app, so such requests share the trickle of unknown apps.
+// false if that was not done, and the request is yet to be answered. If nobody can say which app it is about, it shares the
+// trickle of unknown apps, where a site serves all apps.
 func (h *Handler) forwardOdd(w http.ResponseWriter, r *http.Request, s *scratch, path string, limit int64) bool {
-	if !h.relayOnly || len(h.Apps) > 0 || len(s.body) > 0 && !json.Valid(s.body) {
+	if !h.relayOnly || len(s.body) > 0 && !json.Valid(s.body) {
 		return false
 	}
-	p, ok := h.admitStranger(r)
-	if ok {
-		p.used(h.forwardRead(w, r, s.body, path, limit))
+	var p pass
+	ok := false
+	switch appID := h.relay.appIDOf(s.body); {
+	case appID == "" && len(h.Apps) > 0, appID != "" && !h.serves(appID):
+		return false
+	case appID == "":
+		if p, ok = h.relay.admit(clientOf(r).Address); !ok {
+			return false
+		}
+	default:
+		if p, ok = h.admitForward(w, r, appID); !ok {
+			return true // it was answered
+		}
 	}
-	return ok
+	p.used(h.forwardRead(w, r, s.body, path, limit))
+	return true
+}
+
+// forwardEvents passes statistics through that are none by the protocol of the official server: the upstream, where they would go
+// anyway, may take them. It reports false if that was not done.
+func (h *Handler) forwardEvents(w http.ResponseWriter, r *http.Request, s *scratch, events []resolver.Event) bool {
+	odd := slices.ContainsFunc(events, func(e resolver.Event) bool { return e.Refusal != nil })
+	if !odd || !h.relayOnly || len(h.Stats) > 0 || !h.serves(events[0].AppID) || h.admitEvents(r, events[0].AppID) != nil {
+		return false
+	}
+	h.forwardRead(w, r, s.body, pathStats, maxEventsBody)
+	return true
+}
+
+// admitEvents returns errNotAdmitted for statistics of an app of which nothing is known, if there are too many such apps.
+func (h *Handler) admitEvents(r *http.Request, appID string) error {
+	known, err := h.relay.knows(appID)
+	if err == nil && !known && !h.names(appID) && h.statistics.delivers() && !h.relay.eventApps.allowApp(clientOf(r).Address, appID) {
+		return errNotAdmitted
+	}
+	return err
+}
+
+// appIDOf is the app that a request is about, by its body alone, if all servers must read it so; else it is empty.
+func (l *relay) appIDOf(body []byte) string {
+	if ambiguous, app := l.foreign.Ambiguous(body); ambiguous || app {
+		return ""
+	}
+	var named struct {
+		AppID string `json:"app_id"`
+	}
+	if json.Unmarshal(body, &named) != nil || len(named.AppID) > maxAppIDLen || !resolver.IsAppID(named.AppID) {
+		return ""
+	}
+	return named.AppID
 }
 
 // relayChannelCall passes a channel call through to the upstream, which knows the app.

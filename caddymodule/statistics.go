@@ -50,6 +50,9 @@ func newStatistics(a *App, scope string, all []*Stats) (*statistics, error) {
 	return s, nil
 }
 
+// delivers reports whether events are sent on to anybody.
+func (s *statistics) delivers() bool { return len(s.destinations) > 0 }
+
 // add takes a share of the outlets of one block. seen are the collectors of the blocks before it.
 func (s *statistics) add(a *App, scope string, config *Stats, seen map[string]bool) error {
 	full, err := config.expand()

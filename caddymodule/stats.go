@@ -11,6 +11,8 @@ import (
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
+const pathStats = "/stats"
+
 // maxEventsBody is the largest body of POST /stats (contract section 3).
 const maxEventsBody = 16 << 20
 
@@ -34,7 +36,7 @@ func (h *Handler) serveStats(w http.ResponseWriter, r *http.Request) {
 	case http.MethodPost:
 		h.takeEvents(w, r)
 	default:
-		h.refuseOrForward(w, r, "/stats", http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
+		h.refuseOrForward(w, r, pathStats, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodOptions)
 	}
 }
 
@@ -53,6 +55,9 @@ func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
 		refusal, _ := errors.AsType[*resolver.Refusal](err) // there is no other kind
 		s.answer = resolver.AppendRefusal(s.answer[:0], refusal)
 		writeJSON(w, refusal.Status, s.answer)
+		return
+	}
+	if h.forwardEvents(w, r, s, events) {
 		return
 	}
 	if h.statistics.looped(r.Header) {
@@ -93,6 +98,7 @@ func (h *Handler) judgeEvents(
 	if errors.Is(err, errNotAdmitted) {
 		return refusals, accepted, err
 	}
+	app = h.judgeOf(r.Context(), app, events)
 	most := h.statistics.maxEvent(events[0].AppID)
 	for i := range events {
 		e := &events[i]
@@ -136,13 +142,8 @@ func (h *Handler) appOf(r *http.Request, appID string) (app *release, confirmed 
 		app, _, err = h.library.get(r.Context(), appID)
 	}
 	if h.relays(err) {
-		confirmed, err = h.relay.knows(appID)
-		if !confirmed && err == nil {
-			if _, admitted := h.admitStranger(r); !admitted {
-				err = errNotAdmitted // it would be sent on to the upstream
-			}
-		}
-		return nil, confirmed, err
+		confirmed, _ = h.relay.knows(appID)
+		return nil, confirmed, h.admitEvents(r, appID)
 	}
 	return app, err == nil, err
 }

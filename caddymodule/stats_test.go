@@ -5,12 +5,15 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -480,6 +483,54 @@ func TestStatsConfiguration(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStatsOfNewVersion: an event about a version that another edge has offered already is not refused by an older manifest, nor in an
+// outage; one about a version that there is not is refused, and does not cost the origin a request each time.
+func TestStatsOfNewVersion(t *testing.T) {
+	s, c := newSite(t), newCollector(t)
+	var manifests atomic.Int64
+	var down atomic.Bool
+	files := http.FileServer(http.Dir(s.dir))
+	origin := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		manifests.Add(1)
+		if down.Load() {
+			w.WriteHeader(http.StatusInternalServerError)
+			return
+		}
+		files.ServeHTTP(w, r)
+	}))
+	t.Cleanup(origin.Close)
+	s.publish("1.0.1", 100)
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge {\n origin http " + origin.URL + "\n bundles {\n prefetch off\n }\n" +
+		"manifests {\n fresh 10m\n }\n stats " + c.URL + " {\n checks off\n }\n}"})
+	client := e.Client(t)
+	report := func(version, want string) {
+		t.Helper()
+		r := client.Post("/stats", "["+statsEvent("version_name", version)+"]")
+		if r.Status != 200 || !strings.Contains(string(r.Body), want) {
+			t.Errorf("an event of %s: status %d, %s, want %s", version, r.Status, r.Body, want)
+		}
+	}
+	client.Post("/updates", check())
+	s.publish("1.0.2", 100)
+	report("1.0.2", `"status":"ok"`)
+	before := manifests.Load()
+	for range 5 {
+		report("7.7.7", "version_not_found")
+	}
+	if n := manifests.Load() - before; n > 1 {
+		t.Errorf("the origin was asked %d times about a version that there is not", n)
+	}
+	report("1.0.0", "version_not_found") // a native version that was never uploaded
+	if n := manifests.Load() - before; n > 1 {
+		t.Errorf("the origin was asked %d times", n)
+	}
+	down.Store(true)
+	time.Sleep(time.Second) // between two questions that are not due by the manifest's age
+	report("1.0.3", `"status":"ok"`)
+	report("1.0.1", `"status":"ok"`)
+	edgetest.Eventually(t, "what was accepted arrives", func() bool { return len(c.events()) == 3 })
 }
 
 // TestStatsOrphan: the reload that removes a collector says that its spool stays, and a stop of the edge does not.
