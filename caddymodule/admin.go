@@ -10,11 +10,13 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
 
 	"github.com/capgo-edge/capgo-edge/cache"
+	"github.com/capgo-edge/capgo-edge/origin/state"
 	"github.com/capgo-edge/capgo-edge/resolver"
 )
 
@@ -34,6 +36,7 @@ func (Admin) Routes() []caddy.AdminRoute {
 		{Pattern: "/capgo_edge/prefetch", Handler: adminRoute(http.MethodPost, servePrefetch)},
 		{Pattern: "/capgo_edge/learned", Handler: caddy.AdminHandlerFunc(serveLearned)},
 		{Pattern: "/capgo_edge/resume", Handler: adminRoute(http.MethodPost, serveResume)},
+		{Pattern: "/capgo_edge/forget_choices", Handler: adminRoute(http.MethodPost, serveForgetChoices)},
 		{Pattern: "/capgo_edge/dead_letters", Handler: adminRoute(http.MethodGet, serveDeadLetters)},
 		{Pattern: "/capgo_edge/replay", Handler: adminRoute(http.MethodPost, serveReplay)},
 	}
@@ -105,7 +108,6 @@ func (r *runtime) status(disk *cache.Disk) storageStatus {
 		Storage: r.dir, Healthy: true, Objects: stats.Objects, Bytes: stats.Bytes, MaxSize: r.settings().maxSize,
 		Filling: stats.Filling, Warming: r.warmer.waiting(), Scanning: stats.Scanning,
 	}
-	r.guard.recall(r.scopes())
 	s.Paused = r.guard.pauses()
 	s.Upstreams = r.upstreamStatus()
 	r.eachOutlet(func(o *outlet, open *openOutlet) { s.Collectors = append(s.Collectors, o.status(open)) })
@@ -226,7 +228,6 @@ func serveResume(r *http.Request) (any, error) {
 	resumed := []rolloutPause{}
 	eachRuntime(func(run *runtime) {
 		if run.openedDisk.Load() != nil {
-			run.guard.recall(run.scopes())
 			resumed = append(resumed, run.guard.resume(r.Context(), body.AppID, body.Channel)...)
 		}
 	})
@@ -239,4 +240,45 @@ func serveResume(r *http.Request) (any, error) {
 			"the release guard has stopped no rollout of %s here; GET /capgo_edge/status lists those that it has", what)}
 	}
 	return map[string]any{"resumed": resumed}, nil
+}
+
+// forgetChoicesRequest is the body of POST /capgo_edge/forget_choices. Without a device all of the app are meant.
+type forgetChoicesRequest struct {
+	AppID    string `json:"app_id"`
+	DeviceID string `json:"device_id"`
+}
+
+// serveForgetChoices removes channels that devices with old plugins have chosen here: those of made-up devices take up room.
+func serveForgetChoices(r *http.Request) (any, error) {
+	var body forgetChoicesRequest
+	if err := readAdminBody(r, &body); err != nil {
+		return nil, err
+	}
+	if body.AppID == "" {
+		return nil, badRequest(errNoAppID)
+	}
+	forgotten, errs := 0, []error(nil)
+	eachRuntime(func(run *runtime) {
+		own := run.openedState.Load()
+		if own == nil {
+			return
+		}
+		for _, scope := range run.scopes() {
+			n, err := forgetChoices(r.Context(), own.Scope(scope), &body)
+			forgotten += n
+			errs = append(errs, err)
+		}
+	})
+	return map[string]any{"forgotten": forgotten}, errors.Join(errs...)
+}
+
+func forgetChoices(ctx context.Context, own *state.Scope, body *forgetChoicesRequest) (int, error) {
+	if body.DeviceID == "" {
+		return own.UnassignAll(ctx, body.AppID)
+	}
+	device := strings.ToLower(body.DeviceID)
+	if _, chosen := own.Assigned(body.AppID, device); !chosen {
+		return 0, nil
+	}
+	return 1, own.Unassign(ctx, body.AppID, device)
 }

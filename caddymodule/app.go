@@ -125,12 +125,14 @@ func (a *App) Provision(ctx caddy.Context) error {
 	return a.runtime.register(ctx.GetMetricsRegistry())
 }
 
-// Start opens the runtime, unless a request came first, and puts this configuration's settings in force.
+// Start opens the runtime, unless a request came first, and puts this configuration's settings in force. What the release guard
+// has stopped is told from then on, also of apps that nobody has asked for yet.
 func (a *App) Start() error {
 	if err := a.runtime.open(a.settings, a.log); err != nil {
 		return err
 	}
 	a.runtime.join(a)
+	a.runtime.guard.recall(a.runtime.scopes())
 	return nil
 }
 

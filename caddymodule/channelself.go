@@ -175,6 +175,9 @@ func (h *Handler) answerChannelCall(r *http.Request, app *release, call *resolve
 	switch reply.Change {
 	case resolver.KeepChoice:
 	case resolver.StoreChoice:
+		if !hasStored && !h.allowNewChoice(r, call.AppID) {
+			return resolver.ChannelStorageUnavailable()
+		}
 		err = own.Assign(r.Context(), call.AppID, call.DeviceID, reply.ChannelID)
 	case resolver.DropChoice:
 		err = own.Unassign(r.Context(), call.AppID, call.DeviceID)
@@ -183,6 +186,17 @@ func (h *Handler) answerChannelCall(r *http.Request, app *release, call *resolve
 		return resolver.ChannelStorageUnavailable()
 	}
 	return reply
+}
+
+// allowNewChoice reports whether one more device of the client's network may leave a choice here.
+func (h *Handler) allowNewChoice(r *http.Request, appID string) bool {
+	ok, tell := h.runtime.newChoices.allow(networkOf(r), time.Now())
+	if tell {
+		h.log.Warn("too many devices of one network have chosen a channel for the first time, further ones are refused for now; "+
+			"made-up choices are removed by POST /capgo_edge/forget_choices; behind a proxy, name it in trusted_proxies",
+			zap.String(fieldAppID, appID), zap.String("client", clientOf(r).Address.String()), zap.Int("a_day", choicesPerDay))
+	}
+	return ok
 }
 
 // assign puts the device's stored choice into a check that asks for it: those of old plugins alone.
@@ -206,17 +220,19 @@ func (r *runtime) openState() (*state.State, error) {
 func (r *runtime) reportState(err error) {
 	where := zap.String(fieldStorage, r.dir)
 	if err == nil {
-		r.faults.well("state", "choices of devices can be kept again", where)
+		r.faults.well("state", "choices of devices and pauses can be kept again", where)
 		return
 	}
 	switch {
 	case errors.Is(err, state.ErrLost):
-		r.faults.fault("state file", "damaged", "choices of devices were lost; devices with old plugins are back in their default channel",
+		r.faults.fault("state file", "damaged", "state.db is damaged, and what it held is lost: devices with old plugins are back in their default channel, and rollouts that "+
+			"the release guard had stopped go on",
 			where, zap.Error(err))
 	case errors.Is(err, state.ErrFull):
-		r.faults.fault("state", "full", "no more choices of devices can be kept; those that are go on", where, zap.Error(err))
+		r.faults.fault("state", "full", "no more of it can be kept, what is there stays; if devices were made up, remove an app's choices by "+
+			"POST /capgo_edge/forget_choices", where, zap.Error(err))
 	default:
-		r.faults.fault("state", "failing", "choices of devices cannot be kept; check space and permissions", where, zap.Error(err))
+		r.faults.fault("state", "failing", "choices of devices and pauses cannot be kept; check space and permissions", where, zap.Error(err))
 	}
 }
 

@@ -235,6 +235,35 @@ func TestChoiceLasts(t *testing.T) {
 	})
 }
 
+// TestForgetChoices: an operator removes what devices chose, one by one or all of an app.
+func TestForgetChoices(t *testing.T) {
+	s := newChannelSite(t)
+	c := edgetest.Start(t, edgetest.Config{Site: s.handler("bundles {\n prefetch off\n}")}).Client(t)
+	for i := range 3 {
+		wantBody(t, c.Post("/channel_self", old("device_id", numbered(i), "channel", "beta")), 200, ok)
+	}
+	for _, tt := range []struct{ body, want string }{
+		{`{"app_id":"com.other.app"}`, `{"forgotten":0}`},
+		{`{"app_id":"` + appID + `","device_id":"` + strings.ToUpper(numbered(0)) + `"}`, `{"forgotten":1}`},
+		{`{"app_id":"` + appID + `","device_id":"` + numbered(0) + `"}`, `{"forgotten":0}`},
+	} {
+		w, err := admin(t, "POST", "/capgo_edge/forget_choices", tt.body)
+		if err != nil || strings.TrimSpace(w.Body.String()) != tt.want {
+			t.Errorf("%s: %v, %s", tt.body, err, w.Body)
+		}
+	}
+	wantVersion(t, c, "", old("device_id", numbered(0)), "1.0.1")
+	wantVersion(t, c, "", old("device_id", numbered(1)), "1.0.2")
+	w, err := admin(t, "POST", "/capgo_edge/forget_choices", `{"app_id":"`+appID+`"}`)
+	if err != nil || strings.TrimSpace(w.Body.String()) != `{"forgotten":2}` {
+		t.Errorf("%v, %s", err, w.Body)
+	}
+	wantVersion(t, c, "", old("device_id", numbered(1)), "1.0.1")
+	if _, err := admin(t, "POST", "/capgo_edge/forget_choices", `{}`); err == nil || !strings.Contains(err.Error(), "app_id") {
+		t.Errorf("of no app: %v", err)
+	}
+}
+
 // TestChoicesAreOfAnOrigin: sites with different origins and the same app share nothing, those with the same one do.
 func TestChoicesAreOfAnOrigin(t *testing.T) {
 	a, b, e := newChannelSite(t), newChannelSite(t), edgetest.New(t)
@@ -298,7 +327,7 @@ func TestStateFileDies(t *testing.T) {
 			wantVersion(t, c, "", old(), "1.0.1")
 			wantBody(t, c.Post("/channel_self", old("channel", "beta")), 200, ok)
 			wantVersion(t, c, "", old(), "1.0.2")
-			if told := len(e.Log("choices of devices were lost")); told != 1 && name != "removed" {
+			if told := len(e.Log("state.db is damaged")); told != 1 && name != "removed" {
 				t.Errorf("it was told %d times", told)
 			}
 			if _, err := os.Stat(stateFile(e) + boltfile.DamagedSuffix); err != nil && name != "removed" {
@@ -321,7 +350,7 @@ func TestStateFileDiesBeneath(t *testing.T) {
 	wantBody(t, c.Do("DELETE", "/channel_self?"+oldQuery(deviceID), ""), 200, unavailable)
 	wantVersion(t, c, "", old(), "1.0.2")
 	wantBody(t, c.Post("/channel_self", check("channel", "beta")), 200, `{"status":"ok","allowSet":true}`) // new plugins
-	if len(e.Log("choices of devices cannot be kept")) != 1 {
+	if len(e.Log("choices of devices and pauses cannot be kept")) != 1 {
 		t.Error("it was not told")
 	}
 }

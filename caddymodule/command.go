@@ -86,7 +86,7 @@ be read, 4 if what it tells makes no manifest, and 5 if the manifest cannot be w
 	flags.StringVar(&i.key, "api-key", "", "API key that may read the app, as {env.NAME} or {file./path}")
 	flags.StringVar(&i.app, "app", "", "id of the app")
 	flags.StringVar(&i.out, "out", "-", "file to write; - is standard output")
-	flags.StringArrayVar(&i.platforms, "platforms", nil, "platforms of a channel, as production=ios,android")
+	flags.StringArrayVar(&i.platforms, "platforms", nil, "platforms of a channel, as production=ios,android or beta=none")
 	flags.StringVar(&i.overrides, "overrides", "", "file with overrides of devices")
 	flags.StringVar(&i.learned, "learned", "", "file with learned answers; - is standard input")
 	cmd.RunE = caddycmd.WrapCommandFuncForCobra(func(caddycmd.Flags) (int, error) {

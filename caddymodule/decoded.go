@@ -82,7 +82,7 @@ func (v *decodedVerifier) Verify() error {
 		return v.err
 	}
 	if got := v.digest.Sum(nil); !bytes.Equal(got, v.expect.SHA256[:]) {
-		return fmt.Errorf("decoded, its SHA-256 is %x, the manifest says %x", got, v.expect.SHA256)
+		return fmt.Errorf("decoded, its SHA-256 is %x, not %x", got, v.expect.SHA256)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 
@@ -175,7 +176,7 @@ func checkPublicURL(s string) error {
 	u, err := url.Parse(s)
 	if err != nil || !isWebScheme(u.Scheme) || !isHost(u.Host) || u.RawQuery != "" || u.Fragment != "" || u.User != nil ||
 		strings.ContainsAny(s, `"\<> `) {
-		return fmt.Errorf("public_url: %q must be http(s)://host, with a path at the most", s)
+		return fmt.Errorf("public_url: %q must be http(s)://host, with a path at the most, and no query", withoutSecrets(s))
 	}
 	return nil
 }
@@ -184,11 +185,18 @@ func isWebScheme(scheme string) bool { return scheme == "http" || scheme == "htt
 
 func checkApps(patterns []string) error {
 	for _, pattern := range patterns {
-		if pattern == "" || strings.ContainsAny(pattern, `?[]\/`) {
+		switch {
+		case strings.ContainsAny(pattern, "{}"):
+			return fmt.Errorf("apps: %q is not replaced here; in a Caddyfile, {$NAME} takes the value of a variable", pattern)
+		case pattern == "" || strings.ContainsFunc(pattern, func(c rune) bool { return !isAppIDChar(c) && c != '*' }):
 			return fmt.Errorf("apps: %q is not an app id, nor one with *", pattern)
 		}
 	}
 	return nil
+}
+
+func isAppIDChar(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("._-", c)
 }
 
 func checkCORS(origins []string) error {
@@ -221,6 +229,9 @@ func (h *Handler) Cleanup() error {
 	return nil
 }
 
+// names reports whether the operator has named the app itself, so that it is none that somebody has made up.
+func (h *Handler) names(appID string) bool { return slices.Contains(h.Apps, appID) }
+
 // serves reports whether this site serves the app.
 func (h *Handler) serves(appID string) bool { return matchesApp(h.Apps, appID) }
 
@@ -234,7 +245,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request, next caddyht
 		return h.open(w, r, h.serveUpdates)
 	case "/updates/manifest_size":
 		return h.open(w, r, h.serveSizes)
-	case "/stats":
+	case pathStats:
 		return h.open(w, r, h.serveStats)
 	case "/channel_self":
 		return h.open(w, r, h.serveChannelSelf)

@@ -137,6 +137,12 @@ func (i *manifestImport) readPlatforms() error {
 			return fmt.Errorf("--platforms: %q is not <channel>=<platforms>, as production=ios,android", text)
 		}
 		names := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || r == ' ' })
+		switch {
+		case len(names) == 0:
+			return fmt.Errorf("--platforms: %q names no platform; name ios, android, electron, or none", text)
+		case len(names) == 1 && names[0] == "none":
+			names = nil
+		}
 		for _, name := range names {
 			if !slices.Contains([]string{resolver.IOS.String(), resolver.Android.String(), resolver.Electron.String()}, name) {
 				return fmt.Errorf("--platforms: %q is none of the platforms ios, android and electron", name)
@@ -297,8 +303,26 @@ func (i *manifestImport) addOverrides(ctx context.Context, m *resolver.Importer,
 
 func (i *manifestImport) addForced(m *resolver.Importer) error {
 	for n, row := range i.forced {
-		if err := m.AddDevice(row); err != nil {
+		err := m.AddDevice(row)
+		if err == nil {
+			err = checkForced(row)
+		}
+		if err != nil {
 			return fmt.Errorf("--overrides: %s, item %d: %w", i.overrides, n, err)
+		}
+	}
+	return nil
+}
+
+// checkForced refuses a row that forces nothing. The API lists devices without an override, too; who writes a file means one.
+func checkForced(row []byte) error {
+	var device map[string]any
+	if err := json.Unmarshal(row, &device); err != nil {
+		return err
+	}
+	for _, name := range []string{"device_id", "channel"} {
+		if text, _ := device[name].(string); text == "" {
+			return fmt.Errorf("it has no %q; an item is {\"device_id\": ..., \"channel\": <the channel's name>}", name)
 		}
 	}
 	return nil

@@ -111,6 +111,12 @@ func TestManifestImportFails(t *testing.T) {
 	if err := errors.Join(os.WriteFile(bad, []byte(`{"x":`), 0o600), os.WriteFile(numbers, []byte(`[1]`), 0o600)); err != nil {
 		t.Fatal(err)
 	}
+	byID, nobody := filepath.Join(dir, "by id"), filepath.Join(dir, "nobody")
+	if err := errors.Join(
+		os.WriteFile(byID, []byte(`[{"device_id":"a","channel":"production"},{"device_id":"b","channel_id":7}]`), 0o600),
+		os.WriteFile(nobody, []byte(`[{"channel":"production"}]`), 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	none := filepath.Join(dir, "none")
 	for _, c := range []struct {
 		name  string
@@ -130,6 +136,9 @@ func TestManifestImportFails(t *testing.T) {
 		{"no file of overrides", smallApp, 0, manifestImport{overrides: none}, exitUsage, "--overrides: open " + none, false},
 		{"overrides that are none", smallApp, 0, manifestImport{overrides: bad}, exitUsage, "JSON array", false},
 		{"an override that is none", smallApp, 0, manifestImport{overrides: numbers}, exitUsage, "item 0", false},
+		{"an override by the channel's id", smallApp, 0, manifestImport{overrides: byID}, exitUsage, `item 1: it has no "channel"`, false},
+		{"an override of no device", smallApp, 0, manifestImport{overrides: nobody}, exitUsage, `item 0: it has no "device_id"`, false},
+		{"platforms of which none is named", smallApp, 0, manifestImport{platforms: []string{"production="}}, exitUsage, `names no platform`, false},
 		{"no file of learned answers", smallApp, 0, manifestImport{learned: none}, exitUsage, "--learned: open " + none, false},
 		{"learned answers that are none", smallApp, 0, manifestImport{learned: bad}, exitUsage, "item 1", true},
 		{"another app's key", smallApp, 0, manifestImport{app: "com.other.app"}, exitUpstream, "check --app", true},
@@ -423,13 +432,13 @@ func platformsOf(t *testing.T, doc string) (options []string) {
 		t.Fatal(err)
 	}
 	for _, ch := range m.Channels {
-		text := ch.Name + "="
+		text, none := ch.Name+"=", "none"
 		for name, serves := range map[string]bool{"ios": ch.IOS, "android": ch.Android, "electron": ch.Electron} {
 			if serves {
-				text += name + ","
+				text, none = text+name+",", ""
 			}
 		}
-		options = append(options, text)
+		options = append(options, strings.TrimSuffix(text, ",")+none)
 	}
 	return options
 }

@@ -92,6 +92,7 @@ type release struct {
 	news      []string                  // keys that the revision before did not name, if they are to be fetched
 	guard     *guardedApp               // nil if no rollout of the app is guarded
 	variants  [2]atomic.Pointer[pausedVariant]
+	absent    absentVersions
 }
 
 // retiredKeys are keys a revision took away. Phones that were told of them may still be downloading.

@@ -40,6 +40,7 @@ const (
 	objectMiss                         // fetched for this request, and handed out while it came
 	objectCollapsed                    // likewise, fetched for another one just before
 	objectBypass                       // passed on from the origin: the disk could not take it
+	objectElsewhere                    // the client was sent on to a host that this edge does not fetch from
 	objectMissing                      // named by no manifest, or not in the origin
 	objectDenied                       // its signature is wrong or has expired
 	objectFailed                       // the origin could not be asked, or its object is not the one named
@@ -50,7 +51,7 @@ const (
 
 func (s objectState) String() string {
 	return [...]string{
-		"hit", "memory", "miss", "collapsed", "bypass", "missing", "denied", "failed", "cut", "left",
+		"hit", "memory", "miss", "collapsed", "bypass", "elsewhere", "missing", "denied", "failed", "cut", "left",
 	}[s]
 }
 
@@ -232,6 +233,8 @@ var (
 		"Calls of /channel_self, by what they do and how they ended.", []string{"storage", "call", "result"}, nil)
 	descChoices = prometheus.NewDesc("caddy_capgo_edge_channel_choices",
 		"Devices with old plugins whose choice of a channel is kept here.", []string{"storage"}, nil)
+	descPaused = prometheus.NewDesc("caddy_capgo_edge_rollouts_paused",
+		"Rollouts that are stopped here by the release guard.", []string{"storage"}, nil)
 	descPausedTotal = prometheus.NewDesc("caddy_capgo_edge_rollouts_paused_total",
 		"Rollouts that the release guard stopped.", []string{"storage"}, nil)
 	descResumedTotal = prometheus.NewDesc("caddy_capgo_edge_rollouts_resumed_total",
@@ -288,6 +291,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	if own := r.openedState.Load(); own != nil {
 		gauge(descChoices, float64(own.Stats().Assignments))
+		gauge(descPaused, float64(len(r.guard.pauses())))
 	}
 	c.collectDisk(count, gauge)
 }

@@ -39,6 +39,7 @@ type runtime struct {
 	misses      *rate.Limiter
 	faults      *faultLog
 	largeBodies *largeBodies
+	newChoices  *newChoices
 	counters    *counters
 
 	channelCalls channelCounters
@@ -83,6 +84,7 @@ func shareRuntime(dir string) (*runtime, error) {
 			counters:     newCounters(),
 			channelCalls: newChannelCounters(),
 			largeBodies:  newLargeBodies(),
+			newChoices:   newNewChoices(),
 			sites:        map[*Handler]struct{}{},
 			awake:        map[string]bool{},
 			groups:       map[string]*upstream.Group{},

@@ -115,7 +115,7 @@ func (s *Stats) check() error {
 
 // checkAction judges an action that is named in an option.
 func checkAction(option, action string) error {
-	if action == "" || strings.Contains(action, "*") {
+	if action == "" || strings.ContainsAny(action, "*{}, \t") {
 		return fmt.Errorf("%s: %q is not the exact name of an action, such as app_moved_to_background", option, action)
 	}
 	return nil
@@ -157,6 +157,9 @@ func sameAddress(address string) string {
 func checkStats(all []*Stats) error {
 	seen := map[string]bool{}
 	for _, s := range all {
+		if s == nil {
+			return errors.New("stats: an entry is null; leave it out")
+		}
 		if err := s.check(); err != nil {
 			return err
 		}

@@ -250,6 +250,10 @@ func (e *Edge) Over(t testing.TB, protocol string) *Client {
 	return &Client{t: t, http: e.clients[protocol], Base: base, Protocol: protocol, Redialed: new(atomic.Int64)}
 }
 
+// Reconnect has the next request come over a connection of its own. One that the server before a reload took in its last moment
+// is served by that until the client closes it: net/http tells only those that it knew when it began to shut down.
+func (c *Client) Reconnect() { c.http.CloseIdleConnections() }
+
 // Client returns a client of the site over HTTP/1.1.
 func (e *Edge) Client(t testing.TB) *Client { return e.Over(t, HTTP1) }
 
