@@ -88,6 +88,8 @@ func newTransport(
 		IdleConnTimeout:        90 * time.Second,
 		DisableCompression:     true, // objects are passed on as they are
 		MaxResponseHeaderBytes: 64 << 10,
+		// A connection that died without a word would fail all requests over it until the system gives it up.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 3 * time.Second},
 	}
 }
 

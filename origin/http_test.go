@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/capgo-edge/capgo-edge/origin"
@@ -535,3 +536,78 @@ func TestHTTPUnsettled(t *testing.T) {
 		})
 	}
 }
+
+// TestHTTPDeadConnection: a connection that died without a word is left within seconds, whatever is sent over it.
+func TestHTTPDeadConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := &mutedNetwork{conns: make(chan net.Conn)}
+		server := &httptest.Server{Listener: network, EnableHTTP2: true, Config: &http.Server{
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.Proto) }),
+		}}
+		server.StartTLS()
+		s := newHTTP(t, "https://origin.example", origin.HTTPOptions{WrapTransport: func(rt http.RoundTripper) http.RoundTripper {
+			transport := rt.(*http.Transport)
+			transport.DialContext = network.dial
+			transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // the network has one host
+			return transport
+		}})
+		get := func() (string, error) {
+			o, err := s.Get(t.Context(), "manifest.json", origin.GetOptions{})
+			if err != nil {
+				return "", err
+			}
+			proto, err := io.ReadAll(o.Body)
+			return string(proto), errors.Join(err, o.Body.Close())
+		}
+		if proto, err := get(); err != nil || proto != "HTTP/2.0" {
+			t.Fatalf("%s: %v", proto, err)
+		}
+		network.dialed.dead.Store(true)
+		began, err := time.Now(), io.EOF
+		for err != nil && time.Since(began) < time.Minute {
+			_, err = get()
+		}
+		if passed := time.Since(began); err != nil || passed > 15*time.Second {
+			t.Errorf("after %s: %v", passed, err)
+		}
+		s.CloseIdleConnections()
+		close(network.conns)
+		server.CloseClientConnections()
+	})
+}
+
+// mutedNetwork is a network with one host.
+type mutedNetwork struct {
+	conns  chan net.Conn
+	dialed *mutedConn // the last
+}
+
+// mutedConn is a connection that sends nothing any more once it is dead, and does not say so.
+type mutedConn struct {
+	net.Conn
+	dead atomic.Bool
+}
+
+func (c *mutedConn) Write(p []byte) (int, error) {
+	if c.dead.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (n *mutedNetwork) dial(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	n.dialed = &mutedConn{Conn: client}
+	n.conns <- server
+	return n.dialed, nil
+}
+
+func (n *mutedNetwork) Accept() (net.Conn, error) {
+	if c, ok := <-n.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (n *mutedNetwork) Close() error   { return nil }
+func (n *mutedNetwork) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }

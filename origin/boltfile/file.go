@@ -12,7 +12,6 @@ import (
 	"hash/crc32"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"sync/atomic"
@@ -142,11 +141,13 @@ func open(o *Options) (*File, error) {
 		f.place = PlaceOf(o.Path, f.file)
 		err = f.stamp(o.Format)
 	}
+	if err == nil {
+		err = SyncName(o.Path)
+	}
 	if err != nil {
 		f.abandon()
 		return nil, err
 	}
-	syncDir(filepath.Dir(o.Path))
 	return f, nil
 }
 
@@ -258,14 +259,4 @@ func guard(f func() error) (err error) {
 		}
 	}()
 	return f()
-}
-
-// syncDir makes the name of a new file last. Not every system can, and then the file's own sync has to do.
-func syncDir(dir string) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return
-	}
-	_ = d.Sync()
-	_ = d.Close()
 }

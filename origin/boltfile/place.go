@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 )
 
 // ErrReplaced: the file's name is no more that of the file which is open. What is written to that one is gone when it is closed.
@@ -13,6 +14,13 @@ var ErrReplaced = errors.New("the file was removed or replaced while it is in us
 type Place struct {
 	path string
 	file *os.File
+}
+
+// SyncName makes the name of a file survive a power cut, and that of its directory, which may be as new. Of what is acknowledged
+// before that, nothing need be found again.
+func SyncName(path string) error {
+	dir := filepath.Dir(path)
+	return errors.Join(SyncDir(dir), SyncDir(filepath.Dir(dir)))
 }
 
 // PlaceOf notes that a file is open under a name.

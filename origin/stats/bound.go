@@ -166,9 +166,11 @@ func (s *store) dropLargest(confirmed bool, n int64, pages int, why reason) (dro
 			if a == nil {
 				break
 			}
-			// Not one by one from apps that have the same: an eighth of one is near enough.
+			// Not one by one from apps that have the same: an eighth of one is near enough. But no more than the pages allow,
+			// as a file that is full to the last of them could drop nothing any more.
 			before := a.total()
-			got, err := s.dropOldest(a, max(min(lead, n-dropped), min(a.bytes/8, dropStep), 1), claimed, why)
+			most := int64(pages-used) * s.pageSize()
+			got, err := s.dropOldest(a, min(max(min(lead, n-dropped), min(a.bytes/8, dropStep), 1), most), claimed, why)
 			if err != nil {
 				return dropped, used, err
 			}

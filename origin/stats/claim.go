@@ -246,7 +246,7 @@ func (s *store) settle(b *Batch, verdicts []Verdict) error {
 	if i < 0 {
 		return nil
 	}
-	if err := s.putClaims(b.Lane, slices.Delete(claims, i, i+1)); err != nil {
+	if err := s.putClaims(b.Lane, s.giveUp(b, verdicts, slices.Delete(claims, i, i+1))); err != nil {
 		return err
 	}
 	for j, v := range verdicts {
@@ -258,6 +258,35 @@ func (s *store) settle(b *Batch, verdicts []Verdict) error {
 		}
 	}
 	return nil
+}
+
+// giveUp takes from what a split left of a lane all from the first batch on that has an event of a device of which one is kept: it
+// would overtake that one, which is claimed behind them. They were not sent yet, so that no key is lost, and are composed anew;
+// those behind the first as well, or they would overtake what is given up of other devices.
+func (s *store) giveUp(b *Batch, verdicts []Verdict, claims []claim) []claim {
+	kept := map[uint64]struct{}{}
+	for j, v := range verdicts {
+		if v.Fate == Keep {
+			kept[b.Events[j].Device] = struct{}{}
+		}
+	}
+	for i, c := range claims {
+		if slices.ContainsFunc(c.seqs, func(seq uint64) bool { return s.isOf(b.Lane, seq, kept) }) {
+			return claims[:i]
+		}
+	}
+	return claims
+}
+
+// isOf reports that an event is there, and of one of the devices.
+func (s *store) isOf(l Lane, seq uint64, devices map[uint64]struct{}) bool {
+	if len(devices) == 0 {
+		return false
+	}
+	key := eventKey(l, seq)
+	h, err := decodeHead(key, s.events.Get(key))
+	_, is := devices[h.device]
+	return err == nil && is
 }
 
 // find looks for a batch among those that are on their way.

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -63,6 +62,8 @@ type Failure struct {
 	RetryAfter time.Duration
 	// Err says what happened and what to do about it.
 	Err error
+
+	status int // of an answer that refuses
 }
 
 // Error implements error.
@@ -92,7 +93,8 @@ type HTTPCollectorOptions struct {
 	// "Accept-Encoding", as answers in a compression that was asked for here would not be unpacked, and "CDN-Loop", which is
 	// not to be configured (RFC 8586): it names the spool, see [Forwarder.Looped].
 	Header http.Header
-	// ObjectForm sends each event by itself, as an object. Default: arrays, and objects only where arrays are refused.
+	// ObjectForm sends each event by itself, as an object. Default: arrays, and objects only where arrays are refused, or where
+	// none was ever taken and they fail with status 500 or 501.
 	ObjectForm bool
 	// Timeout is how long a request may take, its answer included. Default: 30 s.
 	Timeout time.Duration
@@ -103,7 +105,6 @@ type HTTPCollectorOptions struct {
 const (
 	maxAnswer    = 1 << 20          // bytes of an answer that are read
 	maxRedirects = 5                // on the way to one answer
-	formMemory   = 24 * time.Hour   // how long it is believed which form a collector takes
 	objectsFor   = 10 * time.Second // one Deliver in object form; what it does not get to is left for the next
 	userAgent    = "capgo-edge"
 )
@@ -144,6 +145,8 @@ func NewHTTPCollector(o HTTPCollectorOptions) (*HTTPCollector, error) {
 		MaxIdleConnsPerHost:    64,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
+		// A connection that died without a word would fail all requests over it until the system gives it up.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 3 * time.Second},
 	}
 	if o.WrapTransport != nil {
 		transport = o.WrapTransport(transport)
@@ -176,8 +179,10 @@ func (c *HTTPCollector) Deliver(ctx context.Context, b *Batch) ([]Verdict, error
 	switch {
 	case failure == nil:
 		c.form.tookArray(time.Now())
-	case failure.Scope == ScopeContent && c.form.tryObject(time.Now(), len(b.Events)):
+	case failure.refusesForm() && c.form.tryObjects(time.Now(), len(b.Events)):
 		return c.public(c.deliverObjects(ctx, b))
+	case failure.failsOnForm() && c.form.tryOne(time.Now()):
+		return c.public(c.deliverOne(ctx, b, failure))
 	case failure.Scope == ScopeContent && len(b.Events) == 1:
 		return []Verdict{failure.verdict()}, nil
 	}
@@ -209,7 +214,7 @@ func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict
 		taken, failure := c.post(ctx, objectKey(b, i), e.Data, 1)
 		switch {
 		case failure == nil:
-			c.form.tookObject(time.Now())
+			c.form.tookObject(time.Now(), &e)
 			verdicts[i] = taken[0]
 		case failure.Scope == ScopeContent:
 			c.form.refusedObject(time.Now())
@@ -226,6 +231,19 @@ func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict
 			waiting[e.Device] = true
 		}
 	}
+	return verdicts, nil
+}
+
+// deliverOne sends the first event of a batch by itself that failed as an array. If it is taken, the others are left for the next
+// batch; if not, nothing is known of the batch but the failure, and it is sent again as it was.
+func (c *HTTPCollector) deliverOne(ctx context.Context, b *Batch, failure *Failure) ([]Verdict, *Failure) {
+	taken, refused := c.post(ctx, objectKey(b, 0), b.Events[0].Data, 1)
+	if refused != nil || taken[0].Fate == Keep || taken[0].Whole {
+		return nil, failure
+	}
+	c.form.tookObject(time.Now(), &b.Events[0])
+	verdicts := make([]Verdict, len(b.Events))
+	verdicts[0] = taken[0]
 	return verdicts, nil
 }
 
@@ -318,53 +336,4 @@ func arrayOf(events []Record) []byte {
 		array = append(array, events[i].Data...)
 	}
 	return append(array, ']')
-}
-
-// form remembers, for a day each, which form of body the collector takes.
-type form struct {
-	mu      sync.Mutex
-	array   time.Time // when it last took an array; guarded by mu, as the others
-	object  time.Time // when it last took an object after it had refused an array
-	refused time.Time // when it last refused an object too
-}
-
-// wantsObjects reports that arrays need not be tried.
-func (f *form) wantsObjects(now time.Time) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.since(f.object, now)
-}
-
-// tryObject reports whether n events refused as an array should be tried as objects: several only where objects are known
-// to be taken, a single one unless both forms have been seen to work and to be refused, so that the event is to blame.
-func (f *form) tryObject(now time.Time, n int) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if n > 1 {
-		return !f.object.IsZero()
-	}
-	return !f.since(f.array, now) || !f.since(f.refused, now)
-}
-
-func (f *form) since(t, now time.Time) bool { return !t.IsZero() && now.Sub(t) < formMemory }
-
-func (f *form) tookArray(now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.array, f.object = now, time.Time{}
-}
-
-// tookObject counts the day from the first object, so that an array is tried once a day.
-func (f *form) tookObject(now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if !f.since(f.object, now) {
-		f.object = now
-	}
-}
-
-func (f *form) refusedObject(now time.Time) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.refused = now
 }

@@ -98,7 +98,7 @@ func refusalOf(
 	} else {
 		failure.Err = fmt.Errorf("%w (code %s)", failure.Err, code)
 	}
-	failure.Message = message
+	failure.Message, failure.status = message, status
 	failure.RetryAfter = retryAfter(header, answer, now)
 	if failure.RetryAfter > 0 {
 		failure.Suspect = false // it knows what it does
@@ -200,29 +200,29 @@ func verdictOf(code, message string) Verdict {
 	return v
 }
 
-// readResults reads the results of the events. An event without one is delivered.
+// readResults reads the results of the events, each of which says whose it is by its index or its place (see
+// [resultsAnswer.namesEach]). An event without one is delivered, and of several the first that says no holds. While any says
+// no, one that is of no event may be that of an event which would be taken for delivered: such an answer is broken.
 func readResults(results []*resultAnswer, n int) ([]Verdict, *Failure) {
 	verdicts := allOf(n, Verdict{Fate: Delivered})
-	seen := make([]bool, n)
 	codes := map[string]int{}
+	stray, refused := false, false
 	for i, r := range results {
 		if r.Index != nil {
 			i = *r.Index
-		} else if len(results) != n {
-			continue // nobody knows whose it is
 		}
-		if i < 0 || i >= n || seen[i] {
-			continue
-		}
-		seen[i] = true
-		code, message := codeOf(r.Error, r.Message)
-		if code == "" && saysNo(r.Status) {
-			code = codeError
-		}
-		if code != "" {
+		code, message := r.refusal()
+		refused = refused || code != ""
+		switch {
+		case i < 0 || i >= n:
+			stray = true
+		case code != "" && verdicts[i].Fate == Delivered:
 			verdicts[i] = verdictOf(code, message)
 			codes[code]++
 		}
+	}
+	if stray && refused {
+		return nil, brokenAnswer()
 	}
 	switch n {
 	case codes[codeUnknownApp]:
@@ -233,6 +233,14 @@ func readResults(results []*resultAnswer, n int) ([]Verdict, *Failure) {
 		return make([]Verdict, n), f
 	}
 	return verdicts, nil
+}
+
+// refusal is the code and the message of a result that says no. The code is empty if it does not.
+func (r *resultAnswer) refusal() (code, message string) {
+	if code, message = codeOf(r.Error, r.Message); code == "" && saysNo(r.Status) {
+		code = codeError
+	}
+	return code, message
 }
 
 func allOf(n int, v Verdict) []Verdict {

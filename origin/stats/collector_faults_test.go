@@ -54,8 +54,33 @@ func TestCollectorFaults(t *testing.T) {
 		},
 		{
 			name: "500 three times", answer: fails(3, refusal(500, "unknown_error")),
-			arrives: []string{"a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 200"},
+			arrives: []string{"a[d1 d2 d3 d4] 500", "a{d1} 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 200"},
 			reports: "collector http://collector.example/stats: it answers status 500 (code unknown_error) | works",
+		},
+		{
+			name: "500 for an hour, which objects meet now and then", answer: func(a arrival) reply {
+				if a.at < time.Hour {
+					return reply{status: 500}
+				}
+				return ok
+			},
+			run: func(t *testing.T, s *site) {
+				s.add("d1 d2")
+				s.pass(2 * time.Hour)
+				n := 0
+				for _, a := range s.seen() {
+					if a.object {
+						n++
+					}
+				}
+				if n < 5 || n > 12 {
+					t.Errorf("%d objects, wanted one in 5 minutes", n)
+				}
+			},
+		},
+		{
+			name: "503 three times", answer: fails(3, reply{status: 503}),
+			arrives: []string{"a[d1 d2 d3 d4] 503", "a[d1 d2 d3 d4] 503", "a[d1 d2 d3 d4] 503", "a[d1 d2 d3 d4] 200"},
 		},
 		{
 			name:    "429 with Retry-After in seconds",
@@ -194,17 +219,54 @@ func TestCollectorFaults(t *testing.T) {
 			},
 			run: func(t *testing.T, s *site) {
 				s.add("d1 d2 d3 d4")
-				s.pass(time.Hour)
+				s.pass(time.Minute)
 				s.add("d5 d6") // it is remembered
-				s.pass(24 * time.Hour)
-				s.add("d7 d8") // for a day
+				s.pass(time.Hour)
+				s.add("d7 d8") // for an hour
 				s.pass(time.Hour)
 			},
 			arrives: []string{
-				"a[d1 d2 d3 d4] 400", "a[d1 d2] 400", "a[d1] 400", "a{d1} 200", "a{d2} 200", "a{d3} 200", "a{d4} 200",
+				"a[d1 d2 d3 d4] 400", "a[d1 d2] 400", "a[d1] 400", "a{d1} 200", "a[d2] 400", "a{d2} 200", "a{d3} 200", "a{d4} 200",
 				"a{d5} 200", "a{d6} 200",
 				"a[d7 d8] 400", "a{d7} 200", "a{d8} 200",
 			},
+		},
+		{
+			name: "fails on arrays",
+			answer: func(a arrival) reply {
+				if !a.object {
+					return reply{status: 500}
+				}
+				return ok
+			},
+			arrives: []string{"a[d1 d2 d3 d4] 500", "a{d1} 200", "a[d2 d3 d4] 500", "a{d2} 200", "a{d3} 200", "a{d4} 200"},
+		},
+		{
+			name: "takes no array with one event, such as one that nests too deeply then",
+			answer: func(a arrival) reply {
+				if a.has(3) && !a.object {
+					return refusal(400, "invalid_json_parse_body")
+				}
+				return ok
+			},
+			run: func(_ *testing.T, s *site) {
+				s.add("d3 d4 d5")
+				s.pass(time.Minute)
+				s.add("d6 d7")
+				s.pass(time.Minute)
+			},
+			arrives: []string{"a[d3 d4 d5] 400", "a[d3] 400", "a{d3} 200", "a[d4 d5] 200", "a[d6 d7] 200"},
+		},
+		{
+			name: "413 for one event",
+			answer: func(a arrival) reply {
+				if a.has(1) {
+					return reply{status: 413}
+				}
+				return ok
+			},
+			arrives: []string{"a[d1 d2 d3 d4] 413", "a[d1 d2] 413", "a[d1] 413", "a[d2] 200", "a[d3 d4] 200"},
+			dead:    []string{"d1:status_413"},
 		},
 		{
 			name: "takes objects, one of them never",
@@ -218,7 +280,7 @@ func TestCollectorFaults(t *testing.T) {
 				return ok
 			},
 			arrives: []string{
-				"a[d1 d2 d3 d4] 400", "a[d1 d2] 400", "a[d1] 400", "a{d1} 200", "a{d2} 200", "a{d3} 200", "a{d4} 200",
+				"a[d1 d2 d3 d4] 400", "a[d1 d2] 400", "a[d1] 400", "a{d1} 200", "a[d2] 400", "a{d2} 200", "a{d3} 200", "a{d4} 200",
 			},
 			dead: []string{"d3:version_not_found"},
 		},

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -288,26 +289,48 @@ type pipeNetwork struct {
 	conns chan net.Conn
 	done  chan struct{}
 	mu    sync.Mutex
-	down  bool // guarded by mu
+	down  bool         // guarded by mu
+	dead  *atomic.Bool // of the connections that are made now; guarded by mu
 }
 
 func newPipeNetwork() *pipeNetwork {
-	return &pipeNetwork{conns: make(chan net.Conn), done: make(chan struct{})}
+	return &pipeNetwork{conns: make(chan net.Conn), done: make(chan struct{}), dead: new(atomic.Bool)}
+}
+
+// pipeConn is a connection that brings nothing to the other side any more once it is dead, and does not say so.
+type pipeConn struct {
+	net.Conn
+	dead *atomic.Bool
+}
+
+func (c pipeConn) Write(p []byte) (int, error) {
+	if c.dead.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+// silence has all connections there are die without a word.
+func (p *pipeNetwork) silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dead.Store(true)
+	p.dead = new(atomic.Bool)
 }
 
 var errRefused = errors.New("connection refused")
 
 func (p *pipeNetwork) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	p.mu.Lock()
-	down := p.down
+	down, dead := p.down, p.dead
 	p.mu.Unlock()
 	if down {
 		return nil, errRefused
 	}
 	client, server := net.Pipe()
 	select {
-	case p.conns <- server:
-		return client, nil
+	case p.conns <- pipeConn{server, dead}:
+		return pipeConn{client, dead}, nil
 	case <-p.done:
 		return nil, errRefused
 	case <-ctx.Done():

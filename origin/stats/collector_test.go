@@ -2,6 +2,7 @@ package stats_test
 
 import (
 	"compress/gzip"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"path"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/capgo-edge/capgo-edge/origin/stats"
@@ -105,6 +107,43 @@ func TestObjectForm(t *testing.T) {
 	}
 }
 
+// TestDeadConnection: a connection that died without a word is left within seconds, whatever is sent over it.
+func TestDeadConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, proto := newPipeNetwork(), ""
+		server := &httptest.Server{Listener: network, EnableHTTP2: true, Config: &http.Server{
+			Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { proto = r.Proto }),
+		}}
+		server.StartTLS()
+		c, err := stats.NewHTTPCollector(stats.HTTPCollectorOptions{
+			URL: "https://collector.example/stats", Timeout: 2 * time.Second,
+			WrapTransport: func(rt http.RoundTripper) http.RoundTripper {
+				transport := rt.(*http.Transport)
+				transport.DialContext = network.dial
+				transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} // the network has one host
+				return transport
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Deliver(t.Context(), batchOf(`{"n":1}`)); err != nil || proto != "HTTP/2.0" {
+			t.Fatalf("%s: %v", proto, err)
+		}
+		network.silence()
+		began := time.Now()
+		for err = io.EOF; err != nil && time.Since(began) < time.Minute; {
+			_, err = c.Deliver(t.Context(), batchOf(`{"n":1}`))
+		}
+		if passed := time.Since(began); err != nil || passed > 15*time.Second {
+			t.Errorf("after %s: %v", passed, err)
+		}
+		network.Close()
+		server.CloseClientConnections()
+		c.CloseIdleConnections()
+	})
+}
+
 // TestSwitchingProtocols: a status 101 is a failure at once. Its body is the connection, which stays open and says nothing.
 func TestSwitchingProtocols(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -141,6 +180,7 @@ func TestSwitchingProtocols(t *testing.T) {
 func TestReadAnswer(t *testing.T) {
 	const (
 		all, split, app, collector = "all delivered", "content", "app", "collector"
+		unclear                    = collector + " suspect"
 	)
 	tests := []struct {
 		name, body string
@@ -165,19 +205,26 @@ func TestReadAnswer(t *testing.T) {
 		{"error null", `{"error":null}`, 200, all, ""},
 		{"no results", `{"results":[]}`, 200, all, ""},
 		{"results of another type", `{"results":{"0":"ok"}}`, 200, all, ""},
-		{"an item", `{"results":[{"index":1,"status":"error","error":"invalid_app_id"}]}`, 200, "delivered dead:invalid_app_id", all},
+		{"an item", `{"results":[{"index":1,"status":"error","error":"invalid_app_id"}]}`, 200, "delivered dead:invalid_app_id", unclear},
+		{"an item that went well", `{"results":[{"index":1,"status":"ok"}]}`, 200, all, ""},
 		{"an item to retry", `{"results":[{"index":0,"error":"processing_error"}]}`, 200, "keep:processing_error delivered", "keep:processing_error"},
-		{"by position", `{"results":[{},{"error":"x"}]}`, 200, "delivered dead:x", all},
-		{"by position, too few", `{"results":[{"error":"x"}]}`, 200, all, "dead:x"},
+		{"by position", `{"results":[{},{"error":"x"}]}`, 200, "delivered dead:x", unclear},
+		{"by position, too few", `{"results":[{"error":"x"}]}`, 200, unclear, "dead:x"},
+		{"by position, too many", `{"results":[{"error":"x"},{"error":"x"},{"error":"x"}]}`, 200, unclear, ""},
+		{"by position, too many and well", `{"results":[{},{},{}]}`, 200, unclear, ""},
 		{"no code", `{"results":[{"index":0,"status":"error"}]}`, 200, "dead:error delivered", "dead:error"},
-		{"an array", `[{"index":1,"status":"error","error":"invalid_app_id"}]`, 200, "delivered dead:invalid_app_id", all},
-		{"an array by position", `[{"status":"ok"},{"status":"fail"}]`, 200, "delivered dead:error", collector + " suspect"},
-		{"an array of one", `[{"status":"error","error":"x"}]`, 200, collector + " suspect", "dead:x"},
+		{"an array", `[{"index":1,"status":"error","error":"invalid_app_id"}]`, 200, "delivered dead:invalid_app_id", unclear},
+		{"an array by position", `[{"status":"ok"},{"status":"fail"}]`, 200, "delivered dead:error", unclear},
+		{"an array of one", `[{"status":"error","error":"x"}]`, 200, unclear, "dead:x"},
 		{"a byte order mark", "\xef\xbb\xbf" + `{"results":[{"index":0,"error":"x"}]}`, 200, "dead:x delivered", "dead:x"},
 		{"an array, refused", `[{"status":"ok"}]`, 400, split, "content"},
-		{"out of range", `{"results":[{"index":7,"error":"x"},{"index":-1,"error":"x"}]}`, 200, all, ""},
+		{"out of range", `{"results":[{"index":7,"error":"x"},{"index":0}]}`, 200, unclear, ""},
+		{"below the range", `{"results":[{"index":-1,"error":"x"},{"index":0}]}`, 200, unclear, ""},
+		{"counted from one, an error in range", `{"results":[{"index":1,"error":"x"},{"index":2}]}`, 200, unclear, ""},
+		{"counted from one, all well", `{"results":[{"index":1},{"index":2}]}`, 200, all, ""},
+		{"twice, the error last", `{"results":[{"index":0},{"index":0,"error":"x"}]}`, 200, "dead:x delivered", "dead:x"},
 		{"twice", `{"results":[{"index":0,"error":"x"},{"index":0}]}`, 200, "dead:x delivered", "dead:x"},
-		{"unknown app for all", `{"results":[{"index":0,"error":"on_premise_app"},{"index":1,"error":"on_premise_app"}]}`, 200, app, ""},
+		{"unknown app for all", `{"results":[{"index":0,"error":"on_premise_app"},{"index":1,"error":"on_premise_app"}]}`, 200, app, unclear},
 		{"unknown app for one", `{"results":[{"index":0,"error":"on_premise_app"}]}`, 200, "keep:on_premise_app delivered", app},
 		{"a batch refused", `{"error":"mixed_app_ids"}`, 200, split, "dead:mixed_app_ids"},
 		{"a text for a code", `{"error":"not a code"}`, 200, split, "dead:error"},
@@ -266,6 +313,8 @@ func TestReadUnclear(t *testing.T) {
 		{"cut results", "application/json", `{"status":"ok","results":[{"status":"ok","ind`, broken},
 		{"cut array", "application/json", `[{"status":`, broken},
 		{"results of texts", "application/json", `{"results":["ok","ok"]}`, broken},
+		{"more results than events", "application/json", `{"status":"ok","results":[{"error":"x"},{"error":"x"},{"error":"x"}]}`, broken},
+		{"a result of another event", "application/json", `{"status":"ok","results":[{"index":7,"error":"x"}]}`, broken},
 		{"array of nobody's results", "application/json", `[{"status":"error"}]`, broken},
 		{"array and more", "application/json", `[{"status":"ok"},{"status":"ok"}]]`, broken},
 		{"index of another type", "application/json", `{"results":[{"index":"1","error":"x"}]}`, broken},

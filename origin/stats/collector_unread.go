@@ -28,7 +28,7 @@ func (a *collectorAnswer) read(body []byte) (isJSON bool) {
 }
 
 // unread is the failure of an answer with status 2xx that does not tell whether the n events were taken: a page of whoever stands
-// between (a captive portal, a login, a firewall), or results that are cut off. Nil: it tells. Such a batch is sent again under
+// between (a captive portal, a login, a firewall), or results that are cut off or of nobody knows which events. Nil: it tells. Such a batch is sent again under
 // its key, as the collector may have taken it. It is suspect, as a firewall may object to this batch alone.
 //
 // The body decides and not its type: PHP sends JSON as text/html, and Express the text "ok".
@@ -42,10 +42,8 @@ func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswe
 	case len(body) == 0:
 		known = true
 	case body[0] == '[' && isJSON && answer.Results.unread: // of something else
-	case !isJSON && bytes.IndexAny(body, "{[") == 0, isJSON && answer.Results.unread,
-		body[0] == '[' && !answer.Results.namesEach(n):
-		return &Failure{Suspect: true, Code: "broken_answer", Err: errors.New("it answers with JSON that is cut off or cannot be " +
-			"understood, so what became of the events is not known; they are sent again under the same key")}
+	case !isJSON && bytes.IndexAny(body, "{[") == 0, isJSON && answer.Results.unread, !answer.Results.namesEach(n):
+		return brokenAnswer()
 	case isJSON:
 		known = body[0] == '{' || body[0] == '[' || isYes(body)
 	default:
@@ -56,6 +54,11 @@ func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswe
 	}
 	return &Failure{Suspect: true, Code: "foreign_answer", Err: fmt.Errorf(
 		"it answers with something that is no statistics answer (%s): is this the right address?", kind)}
+}
+
+func brokenAnswer() *Failure {
+	return &Failure{Suspect: true, Code: "broken_answer", Err: errors.New("it answers with JSON that is cut off or cannot be " +
+		"understood, so what became of the events is not known; they are sent again under the same key")}
 }
 
 // isYes reports whether a JSON value that holds no others may be an acknowledgement. A string is what it would be in plain text; a

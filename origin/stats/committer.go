@@ -112,7 +112,9 @@ func (s *Spool) offer(entries []entry) bool {
 	}
 	s.queue = append(s.queue, &request{events: entries, size: size, lanes: 1, offered: true})
 	s.queued += size
-	s.offered += size
+	if s.offered += size; s.offered >= maxOffered/2 && s.offered-size < maxOffered/2 { // once: a disk that is full is tried each second
+		s.poke()
+	}
 	s.alarmLocked()
 	return true
 }

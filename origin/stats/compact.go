@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
 const (
@@ -82,7 +84,7 @@ func (s *Spool) compact(t tuning) error {
 	// From here on the spool has no file for a moment. One that cannot be opened again is tried again with the next commit.
 	err := st.close()
 	s.store = nil
-	if err = errors.Join(err, os.Rename(next, s.path), syncDir(filepath.Dir(s.path))); err != nil {
+	if err = errors.Join(err, os.Rename(next, s.path), boltfile.SyncDir(filepath.Dir(s.path))); err != nil {
 		return errors.Join(err, s.open(true))
 	}
 	if s.store, err = openStore(s.path, t.maxBytes); err != nil {

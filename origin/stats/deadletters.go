@@ -15,6 +15,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
 // DeadLetter is an event that the collector refused for good: a line of the dead-letter file.
@@ -153,7 +155,7 @@ func newLetter(b *Batch, i int, v Verdict, now time.Time) *DeadLetter {
 
 // encodeLetter returns the line of a letter.
 func encodeLetter(l *DeadLetter) ([]byte, error) {
-	if trimmed := bytes.TrimSpace(l.Event); !json.Valid(trimmed) || trimmed[0] == '"' {
+	if trimmed := bytes.TrimSpace(l.Event); !isMember(trimmed) || trimmed[0] == '"' {
 		text, err := json.Marshal(string(l.Event))
 		if err != nil {
 			return nil, err
@@ -165,6 +167,11 @@ func encodeLetter(l *DeadLetter) ([]byte, error) {
 	e.SetEscapeHTML(false)
 	err := e.Encode(l)
 	return b.Bytes(), err
+}
+
+// isMember reports that a text is JSON, and can be in an object: what nests as deep as encoding/json reads at most cannot.
+func isMember(text []byte) bool {
+	return json.Valid(text) && json.Valid(slices.Concat([]byte("["), text, []byte("]")))
 }
 
 // writeLocked appends lines to the current file, or to a new one. Lines that have no room in a file of their own are lost.
@@ -194,7 +201,7 @@ func (d *letters) writeLocked(text []byte, lines int64) error {
 		return err
 	}
 	if d.size[0].Load() == 0 {
-		err = syncDir(filepath.Dir(d.current))
+		err = boltfile.SyncDir(filepath.Dir(d.current))
 	}
 	d.torn = false
 	d.size[0].Add(int64(n))
@@ -224,7 +231,7 @@ func (d *letters) rotateLocked(n int64) error {
 	d.lines[1].Store(d.lines[0].Swap(0))
 	d.size[1].Store(d.size[0].Swap(0))
 	d.torn = false
-	return syncDir(filepath.Dir(d.current))
+	return boltfile.SyncDir(filepath.Dir(d.current))
 }
 
 // appendFile appends to a file and syncs it. Of what it cannot write it leaves n bytes behind.
@@ -386,7 +393,7 @@ func (r *replay) file(path string) error {
 	r.kept = bufio.NewWriter(to)
 	refused, err := r.lineByLine(from)
 	if err = errors.Join(err, r.kept.Flush(), to.Sync(), to.Close()); err == nil && r.taken > 0 {
-		err = errors.Join(os.Rename(path+leftoverSuffix, path), syncDir(filepath.Dir(path)))
+		err = errors.Join(os.Rename(path+leftoverSuffix, path), boltfile.SyncDir(filepath.Dir(path)))
 	} else {
 		removeLeftover(path) // what was taken stays in the file as well
 	}

@@ -89,6 +89,22 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
+// TestDeepLetters: an event that nests as deep as encoding/json reads is found again, though a letter has a level more.
+func TestDeepLetters(t *testing.T) {
+	for _, levels := range []int{64, 9_999, 10_000, 10_001} {
+		b := newBox(t, stats.SpoolOptions{})
+		event := strings.Repeat("[", levels) + strings.Repeat("]", levels)
+		b.bury("a", "d", event)
+		if st, listed := b.Stats(), len(b.letters()); st.DeadEvents != 1 || listed != 1 {
+			t.Errorf("%d levels: %d letters are counted, and %d listed", levels, st.DeadEvents, listed)
+		}
+		if n, err := b.Replay(t.Context(), func(stats.DeadLetter) bool { return true }); n != 1 || err != nil {
+			t.Errorf("%d levels: %d replayed, %v", levels, n, err)
+		}
+		wantTexts(t, b.claim(b.lanes()[0], all), event)
+	}
+}
+
 func TestReplay(t *testing.T) {
 	b := newBox(t, stats.SpoolOptions{})
 	b.bury("a", "d", `1`, `2`)

@@ -228,10 +228,6 @@ func (f *Forwarder) work(l *laneTurn) {
 func (f *Forwarder) serve(l *laneTurn) (more bool) {
 	b, ok := f.claim(l)
 	for b != nil {
-		if l.holds(b) { // what a split left: it was not sent yet, and is composed anew without that device
-			b, ok = f.settle(l, b, make([]Verdict, len(b.Events)))
-			continue
-		}
 		f.mu.Lock()
 		collector := f.collector
 		f.loopID = loopID(b.Key) // a spool that was damaged and begun anew has another

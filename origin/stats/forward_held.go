@@ -2,7 +2,6 @@ package stats
 
 import (
 	"maps"
-	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -51,15 +50,6 @@ func (l *laneTurn) isHeld(now time.Time) func(device uint64) bool {
 		_, held := devices[device]
 		return held
 	}
-}
-
-// holds reports whether a batch has events of a device that was held when the spool was asked last.
-func (l *laneTurn) holds(b *Batch) bool {
-	if len(l.held) == 0 {
-		return false
-	}
-	isHeld := l.isHeld(l.claimed)
-	return slices.ContainsFunc(b.Events, func(e Record) bool { return isHeld(e.Device) })
 }
 
 // heldUntil is when the first of the held devices may be sent again; zero if none is held.

@@ -13,6 +13,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/capgo-edge/capgo-edge/origin/boltfile"
 )
 
 const (
@@ -156,7 +158,7 @@ func (s *Spool) replace(t tuning, cause error) (*store, error) {
 	if err := os.Rename(s.path, aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("set a damaged spool aside: %w", err)
 	}
-	if err := syncDir(filepath.Dir(s.path)); err != nil {
+	if err := boltfile.SyncDir(filepath.Dir(s.path)); err != nil {
 		return nil, fmt.Errorf("set a damaged spool aside: %w", err)
 	}
 	forgetDamaged(s.path)

@@ -222,7 +222,7 @@ func (s *Spool) entries(events []Event) ([]entry, error) {
 	return entries, nil
 }
 
-// Offer takes an event that nobody waits for. It is on disk with the next commit, or within a second; a crash may lose it. It
+// Offer takes an event that nobody waits for. It is on disk with the next commit, within a second at most; a crash may lose it. It
 // returns false, and counts, if it finds no room in memory.
 func (s *Spool) Offer(e Event) bool {
 	entries, err := s.entries([]Event{e})

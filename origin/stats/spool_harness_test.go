@@ -139,6 +139,15 @@ func (b *box) settle(batch *stats.Batch, limits stats.BatchLimits, fates ...stat
 	return next
 }
 
+func (b *box) split(batch *stats.Batch) *stats.Batch {
+	b.t.Helper()
+	first, err := b.Split(b.t.Context(), batch)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return first
+}
+
 // verdicts are those given, and Delivered for the rest.
 func verdicts(batch *stats.Batch, fates []stats.Verdict) []stats.Verdict {
 	all := make([]stats.Verdict, len(batch.Events))

@@ -311,6 +311,23 @@ func TestOffered(t *testing.T) {
 	})
 }
 
+// TestOfferedMuch: what is offered is written once much of it waits, and none of it is refused while the disk keeps up.
+func TestOfferedMuch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t, stats.SpoolOptions{MaxBytes: 64 * mib})
+		data := []byte(`"` + fill(8*kib) + `"`)
+		for i := range 1000 { // twice as much as may wait, in half of the time after which all is written
+			if !b.Offer(stats.Event{App: "a", Device: fmt.Sprint(i), Confirmed: true, Data: data}) {
+				t.Fatalf("the event %d is refused", i)
+			}
+			time.Sleep(500 * time.Microsecond)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		b.wantStats(1000, nil)
+	})
+}
+
 // TestOfferedBound has the disk take nothing while others append without end: what is offered does not pile up in memory.
 func TestOfferedBound(t *testing.T) {
 	var left atomic.Int64

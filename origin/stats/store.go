@@ -93,6 +93,9 @@ func openStore(path string, maxBytes int64) (s *store, err error) {
 		return s, openError(path, err)
 	}
 	s.place = boltfile.PlaceOf(path, s.file)
+	if err := boltfile.SyncName(path); err != nil {
+		return s, fmt.Errorf("open spool: %w", err)
+	}
 	s.limit(maxBytes)
 	return s, s.load()
 }
