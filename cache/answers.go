@@ -73,9 +73,10 @@ type Terms struct {
 	Ages Ages
 	// Admit is asked before a group of which nothing is known costs the upstream a request. What it grants is meant for groups
 	// that the upstream does not know. So Dismiss is called, which may be nil, if the request was for nothing of the kind: if it
-	// brought no answer, not even one of no use (ErrAnswered), or one that shows that the upstream knows the group (Keep, Pass).
+	// brought no answer, not even one of no use (ErrAnswered), or one that shows that the upstream knows the group (Keep, Pass),
+	// as known tells.
 	Admit   func() bool
-	Dismiss func()
+	Dismiss func(known bool)
 }
 
 // Question is what a device asks. It must not be used by two calls of Get at once.

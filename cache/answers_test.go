@@ -791,7 +791,12 @@ func TestAnswersDismiss(t *testing.T) {
 			u.err = test.err
 			admitted, dismissed := 0, 0
 			s.terms.Admit = func() bool { admitted++; return true }
-			s.terms.Dismiss = func() { dismissed++ }
+			s.terms.Dismiss = func(known bool) {
+				dismissed++
+				if known != (test.err == nil) {
+					t.Errorf("%s: the group is known: %t", test.name, known)
+				}
+			}
 			s.get(t, "k", "d")
 			synctest.Wait()
 			if admitted != 1 || dismissed != test.dismissed {

@@ -131,7 +131,7 @@ func (a *Answers[V]) request(c *asking[V], w *inquiry[V]) (Reply[V], error) {
 	reply, err := a.ask(w, c.of.device, none)
 	c.sent = !errors.Is(err, ErrNotAsked)
 	if c.meets && w.terms.Dismiss != nil && !countsForStranger(reply.Verdict, err) {
-		w.terms.Dismiss()
+		w.terms.Dismiss(err == nil)
 	}
 	return reply, err
 }

@@ -598,7 +598,24 @@ func (d *Disk) ended(f *fill, err error) {
 		last, _ := d.failures.Get(f.id)
 		next := objectFailure{count: last.count + 1, expect: f.expect, err: err}
 		next.until = d.now().Add(retryAfter(err, last.count))
+		d.dropFailuresLocked()
 		d.failures.Add(f.id, next)
+	}
+}
+
+// dropFailuresLocked forgets those that tell nothing any more, as far as they were not asked for of late: an error may hold a
+// long text. How often an object was not the right one counts for the next time.
+func (d *Disk) dropFailuresLocked() {
+	for {
+		id, f, ok := d.failures.GetOldest()
+		until := f.until
+		if errors.Is(f.err, ErrMismatch) {
+			until = until.Add(mismatchAtMost)
+		}
+		if !ok || d.now().Before(until) {
+			return
+		}
+		d.failures.Remove(id)
 	}
 }
 

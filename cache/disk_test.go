@@ -326,6 +326,24 @@ func TestDiskRetries(t *testing.T) {
 	}
 }
 
+// TestDiskForgetsFailures: why an object could not be had is not kept for longer than that tells something.
+func TestDiskForgetsFailures(t *testing.T) {
+	s := openStore(t)
+	o := storetest.NewOrigin(nil)
+	o.Set(func(o *storetest.Origin) { o.Fail(errors.New("it fails")) })
+	for i := range 200 {
+		_, _, _ = s.read(request(fmt.Sprint("a", i), o, content(8, kib)), 0)
+	}
+	if n := s.Failures(); n < 100 {
+		t.Errorf("%d failures are remembered", n)
+	}
+	time.Sleep(1200 * time.Millisecond) // a failure is believed for a second
+	_, _, _ = s.read(request("b", o, content(8, kib)), 0)
+	if n := s.Failures(); n != 1 {
+		t.Errorf("%d failures are remembered after they are over", n)
+	}
+}
+
 // TestDiskReplaced: a version name that was given away again leads to the new content.
 func TestDiskReplaced(t *testing.T) {
 	s := openStore(t)

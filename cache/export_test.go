@@ -43,3 +43,10 @@ func WriteObject(dir string, key Key, body []byte) error {
 	}
 	return os.WriteFile(path, append(bytes.Clone(body), tail...), 0o600)
 }
+
+// Failures is how many objects are remembered that could not be had.
+func (d *Disk) Failures() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.failures.Len()
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
@@ -14,25 +15,35 @@ import (
 // that were deleted, and need not have it asked each time. The zero value has none.
 type absentVersions struct {
 	mu    sync.Mutex
-	names *simplelru.LRU[string, struct{}] // guarded by mu; nil until there is one
+	names *simplelru.LRU[string, time.Time] // when the origin was asked; guarded by mu; nil until there is one
 }
 
-// maxAbsent bounds the versions that are remembered of a release. Versions can be made up.
-const maxAbsent, maxAbsentLen = 256, 256
+const (
+	// maxAbsent bounds the versions that are remembered of a release, and bytes of each. Versions can be made up.
+	maxAbsent, maxAbsentLen = 256, 256
+	// absentFor is how long that is believed: the question may have been under way when the version was published.
+	absentFor = 10 * time.Second
+	// renewWait is how long a phone waits for the origin's answer.
+	renewWait = 2 * time.Second
+)
 
 func (a *absentVersions) has(version string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.names != nil && a.names.Contains(version)
+	if a.names == nil {
+		return false
+	}
+	at, known := a.names.Peek(version)
+	return known && time.Since(at) < absentFor
 }
 
 func (a *absentVersions) add(version string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.names == nil {
-		a.names, _ = simplelru.NewLRU[string, struct{}](maxAbsent, nil) // fails only for a size below 1
+		a.names, _ = simplelru.NewLRU[string, time.Time](maxAbsent, nil) // fails only for a size below 1
 	}
-	a.names.Add(version, struct{}{})
+	a.names.Add(version, time.Now())
 }
 
 // judgeOf is the release that judges events: the newest, if one of them speaks of a version that the one at hand does not have.
@@ -46,6 +57,8 @@ func (h *Handler) judgeOf(ctx context.Context, app *release, events []resolver.E
 		if !app.mayLack(&events[i]) {
 			continue
 		}
+		ctx, cancel := context.WithTimeout(ctx, renewWait)
+		defer cancel()
 		newest, err := h.library.renew(ctx, events[i].AppID)
 		if err != nil {
 			return nil

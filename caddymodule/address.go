@@ -65,11 +65,15 @@ func withoutSecrets(address string) string {
 	} else {
 		scheme, rest = "", address
 	}
-	if at := strings.LastIndexByte(rest, '@'); at >= 0 { // a password may hold what should have been escaped
-		rest = "xxxxx" + rest[at:]
-	}
-	if end := strings.IndexAny(rest, "?#"); end >= 0 {
+	at, end := strings.LastIndexByte(rest, '@'), strings.IndexAny(rest, "?#")
+	switch {
+	case at >= 0 && end >= 0 && end < at: // a query with @, or a password with ? that should have been escaped
+		return scheme + "xxxxx"
+	case end >= 0:
 		rest = rest[:end]
+	}
+	if at >= 0 {
+		rest = "xxxxx" + rest[at:]
 	}
 	return scheme + rest
 }

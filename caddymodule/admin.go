@@ -143,8 +143,8 @@ func servePrefetch(r *http.Request) (any, error) {
 	if err := readAdminBody(r, &body); err != nil {
 		return nil, err
 	}
-	if !resolver.IsAppID(body.AppID) || len(body.AppID) > maxAppIDLen {
-		return nil, caddy.APIError{HTTPStatus: http.StatusBadRequest, Err: fmt.Errorf("app_id: %q is not an app id", body.AppID)}
+	if err := checkAppID(body.AppID); err != nil {
+		return nil, err
 	}
 	var sites []*Handler
 	eachRuntime(func(r *runtime) { sites = append(sites, r.sitesOf(body.AppID)...) })
@@ -174,6 +174,13 @@ func servePrefetch(r *http.Request) (any, error) {
 		return nil, caddy.APIError{HTTPStatus: http.StatusNotFound, Err: fmt.Errorf("no site here has a manifest of the app %s", body.AppID)}
 	}
 	return map[string]any{"app_id": body.AppID, "sites": found, "queued": queued}, nil
+}
+
+func checkAppID(appID string) error {
+	if !resolver.IsAppID(appID) || len(appID) > maxAppIDLen {
+		return badRequest(fmt.Errorf("app_id: %q is not an app id, such as com.example.app", appID))
+	}
+	return nil
 }
 
 // readAdminBody reads a JSON object.
@@ -242,10 +249,12 @@ func serveResume(r *http.Request) (any, error) {
 	return map[string]any{"resumed": resumed}, nil
 }
 
-// forgetChoicesRequest is the body of POST /capgo_edge/forget_choices. Without a device all of the app are meant.
+// forgetChoicesRequest is the body of POST /capgo_edge/forget_choices. Nothing is forgotten by mistake: whoever means all devices of
+// the app says so.
 type forgetChoicesRequest struct {
 	AppID    string `json:"app_id"`
 	DeviceID string `json:"device_id"`
+	All      bool   `json:"all"`
 }
 
 // serveForgetChoices removes channels that devices with old plugins have chosen here: those of made-up devices take up room.
@@ -254,8 +263,11 @@ func serveForgetChoices(r *http.Request) (any, error) {
 	if err := readAdminBody(r, &body); err != nil {
 		return nil, err
 	}
-	if body.AppID == "" {
-		return nil, badRequest(errNoAppID)
+	if err := checkAppID(body.AppID); err != nil {
+		return nil, err
+	}
+	if (body.DeviceID == "") != body.All {
+		return nil, badRequest(errors.New(`say which device, by device_id, or {"app_id":...,"all":true} for all of the app`))
 	}
 	forgotten, errs := 0, []error(nil)
 	eachRuntime(func(run *runtime) {
@@ -273,7 +285,7 @@ func serveForgetChoices(r *http.Request) (any, error) {
 }
 
 func forgetChoices(ctx context.Context, own *state.Scope, body *forgetChoicesRequest) (int, error) {
-	if body.DeviceID == "" {
+	if body.All {
 		return own.UnassignAll(ctx, body.AppID)
 	}
 	device := strings.ToLower(body.DeviceID)

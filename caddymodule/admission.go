@@ -92,8 +92,9 @@ func (r *recentAsks) room(now time.Duration) bool {
 	return r.n < asksPerClient
 }
 
-// giveBack undoes what allow did for a client at a time: the upstream did not get the request, or gave no answer.
-func (a *admission) giveBack(client netip.Addr, at time.Duration) {
+// giveBack undoes what allow did for a client at a time: the upstream did not get the request, gave no answer, or knows the app. all
+// tells whether the request is not to count for all clients together, either.
+func (a *admission) giveBack(client netip.Addr, at time.Duration, all bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	asks, ok := a.clients.Get(clientNetwork(client))
@@ -102,7 +103,9 @@ func (a *admission) giveBack(client netip.Addr, at time.Duration) {
 	}
 	if i := slices.Index(asks.at[:asks.n], at); i >= 0 {
 		asks.n = i + copy(asks.at[i:], asks.at[i+1:asks.n])
-		a.left = min(a.left+1, float64(a.perMinute))
+		if all {
+			a.left = min(a.left+1, float64(a.perMinute))
+		}
 	}
 }
 
@@ -182,7 +185,7 @@ func (l *relay) admit(client netip.Addr) (pass, bool) {
 	for _, a := range l.admissions {
 		at, ok := a.allow(client)
 		if !ok {
-			p.giveBack()
+			p.giveBack(true)
 			return pass{}, false
 		}
 		p.taken = append(p.taken, admitted{a, at})
@@ -190,9 +193,11 @@ func (l *relay) admit(client netip.Addr) (pass, bool) {
 	return p, true
 }
 
-func (p *pass) giveBack() {
+// giveBack undoes what admit did. If not all of it, the client has its leave back, and the requests of all clients together are
+// spent: some servers have an answer to any app, and each app that was never asked for costs them one.
+func (p *pass) giveBack(all bool) {
 	for _, t := range p.taken {
-		t.by.giveBack(p.client, t.at)
+		t.by.giveBack(p.client, t.at, all)
 	}
 }
 
@@ -209,7 +214,7 @@ func (l *relay) termsFor(r *http.Request, app cache.Key, named bool) *cache.Term
 		p, ok = l.admit(client)
 		return ok
 	}
-	terms.Dismiss = func() { p.giveBack() } // by who was admitted, behind that
+	terms.Dismiss = func(known bool) { p.giveBack(!known) } // by who was admitted, behind that
 	return &terms
 }
 
@@ -220,7 +225,7 @@ type eventAdmission struct {
 	*admission
 
 	mu   sync.Mutex
-	apps *simplelru.LRU[uint64, time.Duration] // guarded by mu; when an app that was let through sent events last
+	apps *simplelru.LRU[uint64, time.Duration] // guarded by mu; when an app was let through
 }
 
 // maxEventApps bounds the apps that are remembered, far above what the trickle lets through within askWindow.
@@ -231,16 +236,17 @@ func newEventAdmission(perMinute int) *eventAdmission {
 	return &eventAdmission{seed: maphash.MakeSeed(), admission: newAdmission(perMinute), apps: apps}
 }
 
-// allowApp reports whether events of an app may be taken from a client. An app that was let through takes no more, whoever sends
-// its events, until it has been silent for askWindow.
+// allowApp reports whether events of an app may be taken from a client. An app that was let through takes no more for askWindow,
+// whoever sends its events.
 func (a *eventAdmission) allowApp(client netip.Addr, appID string) bool {
 	app, now := maphash.String(a.seed, appID), time.Since(a.began)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if last, known := a.apps.Get(app); !known || now-last >= askWindow {
-		if _, ok := a.allow(client); !ok {
-			return false
-		}
+	if at, known := a.apps.Get(app); known && now-at < askWindow {
+		return true
+	}
+	if _, ok := a.allow(client); !ok {
+		return false
 	}
 	a.apps.Add(app, now)
 	return true

@@ -77,7 +77,7 @@ func TestAdmissionGiveBack(t *testing.T) {
 			if !ok {
 				t.Fatal("what came to nothing counts")
 			}
-			a.giveBack(oneClient, at)
+			a.giveBack(oneClient, at, true)
 		}
 		for i := range asksPerClient {
 			if !allows(a, oneClient) {
@@ -87,7 +87,7 @@ func TestAdmissionGiveBack(t *testing.T) {
 		if allows(a, oneClient) {
 			t.Error("one too many is let through")
 		}
-		a.giveBack(netip.MustParseAddr("203.0.113.8"), 0) // it had none
+		a.giveBack(netip.MustParseAddr("203.0.113.8"), 0, true) // it had none
 		if allows(a, oneClient) || !allows(a, netip.MustParseAddr("203.0.113.9")) || allows(a, netip.MustParseAddr("203.0.113.10")) {
 			t.Error("another client's is given back")
 		}
@@ -158,7 +158,7 @@ func TestAdmissionGiveBackOlder(t *testing.T) {
 		for range asksPerClient - 1 {
 			a.allow(oneClient)
 		}
-		a.giveBack(oneClient, first)
+		a.giveBack(oneClient, first, true)
 		if !allows(a, oneClient) {
 			t.Error("nothing was given back")
 		}

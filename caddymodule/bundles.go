@@ -208,9 +208,8 @@ func (h *Handler) refuseObject(w http.ResponseWriter, r *http.Request, t target,
 		refuse(w, http.StatusNotFound, "not_found", "Not found")
 	case r.Context().Err() != nil:
 		h.runtime.counters.object(objectLeft)
-	case isRedirect && t.learnedOf != "" && !h.leadsBack(r, redirect.To):
+	case isRedirect && t.learnedOf != "" && h.sendOn(w, r, redirect.To):
 		h.runtime.counters.object(objectElsewhere)
-		passRedirect(w, redirect.To)
 	default:
 		h.runtime.counters.object(objectFailed)
 		refuseUnavailable(w)

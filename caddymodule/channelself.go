@@ -178,7 +178,9 @@ func (h *Handler) answerChannelCall(r *http.Request, app *release, call *resolve
 		if !hasStored && !h.allowNewChoice(r, call.AppID) {
 			return resolver.ChannelStorageUnavailable()
 		}
-		err = own.Assign(r.Context(), call.AppID, call.DeviceID, reply.ChannelID)
+		if err = own.Assign(r.Context(), call.AppID, call.DeviceID, reply.ChannelID); err != nil && !hasStored {
+			h.runtime.newChoices.giveBack(networkOf(r))
+		}
 	case resolver.DropChoice:
 		err = own.Unassign(r.Context(), call.AppID, call.DeviceID)
 	}

@@ -243,7 +243,7 @@ func TestForgetChoices(t *testing.T) {
 		wantBody(t, c.Post("/channel_self", old("device_id", numbered(i), "channel", "beta")), 200, ok)
 	}
 	for _, tt := range []struct{ body, want string }{
-		{`{"app_id":"com.other.app"}`, `{"forgotten":0}`},
+		{`{"app_id":"com.other.app","all":true}`, `{"forgotten":0}`},
 		{`{"app_id":"` + appID + `","device_id":"` + strings.ToUpper(numbered(0)) + `"}`, `{"forgotten":1}`},
 		{`{"app_id":"` + appID + `","device_id":"` + numbered(0) + `"}`, `{"forgotten":0}`},
 	} {
@@ -254,13 +254,22 @@ func TestForgetChoices(t *testing.T) {
 	}
 	wantVersion(t, c, "", old("device_id", numbered(0)), "1.0.1")
 	wantVersion(t, c, "", old("device_id", numbered(1)), "1.0.2")
-	w, err := admin(t, "POST", "/capgo_edge/forget_choices", `{"app_id":"`+appID+`"}`)
+	w, err := admin(t, "POST", "/capgo_edge/forget_choices", `{"app_id":"`+appID+`","all":true}`)
 	if err != nil || strings.TrimSpace(w.Body.String()) != `{"forgotten":2}` {
 		t.Errorf("%v, %s", err, w.Body)
 	}
 	wantVersion(t, c, "", old("device_id", numbered(1)), "1.0.1")
-	if _, err := admin(t, "POST", "/capgo_edge/forget_choices", `{}`); err == nil || !strings.Contains(err.Error(), "app_id") {
-		t.Errorf("of no app: %v", err)
+	for body, want := range map[string]string{
+		`{}`:                         "app_id",
+		`{"app_id":"` + appID + `"}`: "which device",
+		`{"app_id":"*","all":true}`:  "not an app id",
+		`{"app_id":"` + appID + `","device_id":""}`:             "which device",
+		`{"app_id":"` + appID + `","device_id":null}`:           "which device",
+		`{"app_id":"` + appID + `","device_id":"a","all":true}`: "which device",
+	} {
+		if _, err := admin(t, "POST", "/capgo_edge/forget_choices", body); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", body, err)
+		}
 	}
 }
 

@@ -37,6 +37,12 @@ func TestNewChoices(t *testing.T) {
 		if allowed, told := flood(network, choicesPerDay); allowed != choicesPerDay/2 || told != 1 {
 			t.Errorf("%d after another half, %d times told", allowed, told)
 		}
+		for range 3 * choicesPerDay { // on a disk that fails
+			if ok, _ := c.allow(other, time.Now()); !ok {
+				t.Fatal("what was given back is not there")
+			}
+			c.giveBack(other)
+		}
 		const site = 0x2001_0db8_0001_0000 // all networks of an IPv6 site count together
 		sum := 0
 		for subnet := range uint64(100) {

@@ -144,9 +144,9 @@ func (o *objectOrigin) Report(err error) {
 	fields := []zap.Field{zap.String(fieldOrigin, o.scope), zap.String(fieldKey, withoutQuery(o.key)), zap.Error(err)}
 	missing, changed, objects := "object "+o.scope+" "+o.key, "content "+o.scope+" "+o.key, "objects "+o.scope
 	link, isLink := errors.AsType[*origin.LinkError](err)
-	redirect, isRedirect := errors.AsType[*origin.RedirectError](err)
+	_, isRedirect := errors.AsType[*origin.RedirectError](err)
 	a, the := "a manifest", "the manifest"
-	learned, isLearned := o.store.(*learnedObjects)
+	_, isLearned := o.store.(*learnedObjects)
 	if isLearned {
 		a, the = "an answer of the upstream", "the upstream's answer"
 	}
@@ -156,8 +156,7 @@ func (o *objectOrigin) Report(err error) {
 		faults.well("keeping "+o.scope, "objects are kept again", fields[0])
 		faults.well(missing, "object can be read again", fields[:2]...)
 		faults.well(changed, "object is the one "+the+" names again", fields[:2]...)
-	case isLearned && isRedirect:
-		learned.relay.elsewhere(redirect.To.String())
+	case isLearned && isRedirect: // see sendOn
 	case isLink:
 		faults.fault("link "+o.scope+" "+link.Link, "leads out", "origin refuses a link", fields...)
 	case errors.Is(err, cache.ErrNotStorable):

@@ -119,6 +119,7 @@ type relayed struct {
 	server     string
 	event      string // the action that the upstream notes for it
 	request    []byte // the check that it answers, with what all that share the answer have in common; may be nil
+	queried    bool   // there was a query, too
 }
 
 func (a *relayed) size() int64 {
@@ -257,12 +258,15 @@ func (l *relay) keepAgain(r *http.Request, s *scratch, own *cache.Reply[*relayed
 // appendKey appends the key that the answer to a check is kept under. Servers may go by what stands behind updateUrl as its
 // query.
 func (l *relay) appendKey(dst []byte, c *resolver.Check, body []byte, query string, fields resolver.KeyFields) []byte {
-	dst = resolver.AppendAnswerKey(dst, c, body, fields)
-	if query != "" {
-		sum := sha256.Sum256([]byte(query))
-		dst = append(dst, sum[:]...)
+	return append(appendQuery(resolver.AppendAnswerKey(dst, c, body, fields), query), l.variant[:]...)
+}
+
+func appendQuery(dst []byte, query string) []byte {
+	if query == "" {
+		return dst
 	}
-	return append(dst, l.variant[:]...)
+	sum := sha256.Sum256([]byte(query))
+	return append(dst, sum[:]...)
 }
 
 // keyHasCustomID reports whether custom_id is in the key of answers, so that all that share one have the same.
@@ -419,7 +423,7 @@ func (i *inquiry) ask(ctx context.Context, device string, like *relayed) (cache.
 		return cache.Reply[*relayed]{}, err
 	}
 	reply, err := i.read(ctx, answer, device)
-	reply.Value.request = i.common(body)
+	reply.Value.request, reply.Value.queried = i.common(body), i.query != ""
 	if i.ambiguous && (reply.Verdict == cache.Keep || reply.Verdict == cache.Pass) {
 		reply.Verdict, reply.Shareable = cache.PassAlone, false
 	}

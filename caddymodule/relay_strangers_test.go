@@ -145,17 +145,67 @@ func TestRelayOddVersions(t *testing.T) {
 			for range 4 {
 				wantOffered(t, client.Post("/updates", check("version_build", "1.2.3.4")), "1.0.1", "an odd version")
 			}
-			if apps == "" {
+			if apps == "" { // nothing is known of the app
+				if r := client.Post("/stats", statsEvent("version_build", "1.2.3.4")); r.Status != 400 {
+					t.Errorf("statistics of a stranger: status %d, %s", r.Status, r.Body)
+				}
 				return
 			}
 			if r := client.Post("/stats", statsEvent("version_build", "1.2.3.4")); r.JSON(t)["status"] != "odd" {
 				t.Errorf("statistics: status %d, %s", r.Status, r.Body)
+			}
+			r := client.Post("/stats", "["+statsEvent("version_build", "1.2.3.4")+","+statsEvent("device_id", nil, "metadata", map[string]any{"a": "1.2.3.4"})+"]")
+			if r.JSON(t)["status"] != "odd" {
+				t.Errorf("a batch of them: status %d, %s", r.Status, r.Body)
+			}
+			r = client.Post("/stats", "["+statsEvent("version_build", "1.2.3.4")+","+statsEvent("metadata", map[string]any{"a": "1.2.3.4"})+"]")
+			if r.Status != 200 || r.JSON(t)["status"] == "odd" || !strings.Contains(string(r.Body), "semver_error") {
+				t.Errorf("a batch with a good one: status %d, %s", r.Status, r.Body)
 			}
 			if r := client.Post("/updates", check("version_build", "1.2.3.4", "app_id", "com.other.app")); r.Status != 400 {
 				t.Errorf("an app that is not served: status %d, %s", r.Status, r.Body)
 			}
 		})
 	}
+}
+
+// TestRelayAnswersToAll: a server that has an answer to any app is asked about no more made-up ones than "unknown" says.
+func TestRelayAnswersToAll(t *testing.T) {
+	var asked atomic.Int64
+	server := serving(t, func(w http.ResponseWriter, _ *asking) {
+		asked.Add(1)
+		_, _ = io.WriteString(w, `{"error":"no_app","message":"no such app"}`)
+	})
+	client := edgetest.Start(t, edgetest.Config{Site: relaying(server, "unknown 10")}).Client(t)
+	for i := range 50 {
+		client.Post("/updates", check("app_id", fmt.Sprint("com.made.up", i)))
+	}
+	if n := asked.Load(); n < 5 || n > 11 {
+		t.Errorf("the server was asked about %d apps", n)
+	}
+}
+
+// TestRelayTwinEvents: "apps" holds for events, too, that servers may read as those of another app.
+func TestRelayTwinEvents(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if body, _ := io.ReadAll(r.Body); strings.Contains(string(body), "com.evil.app") {
+			t.Errorf("%s got %s", r.URL.Path, body)
+		}
+		_, _ = io.WriteString(w, `{"status":"ok"}`)
+	}))
+	t.Cleanup(server.Close)
+	e := edgetest.Start(t, edgetest.Config{Site: "capgo_edge " + server.URL + " {\n apps " + appID + "\n }"})
+	client := e.Client(t)
+	for _, build := range []string{"1.0.0", "1.2.3.4"} {
+		twin := strings.TrimSuffix(statsEvent("version_build", build), "}") + `,"APP_ID":"com.evil.app"}`
+		if r := client.Post("/stats", twin); r.Status != 400 {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+		if r := client.Post("/stats", "["+twin+","+statsEvent()+"]"); r.Status != 200 || !strings.Contains(string(r.Body), "more than one app_id") {
+			t.Errorf("status %d, %s", r.Status, r.Body)
+		}
+	}
+	time.Sleep(1500 * time.Millisecond) // longer than a delivery waits
 }
 
 // TestRelayQuery: what stands behind updateUrl as its query is the upstream's to read, and answers are shared by it.
@@ -173,6 +223,19 @@ func TestRelayQuery(t *testing.T) {
 	for i := range 6 {
 		wantOffered(t, client.Post("/updates", check("device_id", numbered(i))), "1.0.1", "without a query")
 		wantOffered(t, client.Post("/updates?env=staging", check("device_id", numbered(i))), "2.0.0", "with a query")
+	}
+	for i := range 6 { // what one of them is up to date with is not what the other is
+		client.Post("/updates", check("device_id", numbered(i), "version_name", "1.0.1"))
+		r := client.Post("/updates?env=staging", check("device_id", numbered(i), "version_name", "1.0.1"))
+		wantOffered(t, r, "2.0.0", "with a query, running what is offered without")
+	}
+	time.Sleep(1500 * time.Millisecond) // longer than an answer waits to be kept
+	got, err := adminGet(t, "/capgo_edge/learned?app_id="+appID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(got, "1.0.1") || strings.Contains(got, "2.0.0") {
+		t.Errorf("learned: %s", got)
 	}
 }
 

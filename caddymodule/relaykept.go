@@ -26,6 +26,7 @@ type keptAnswer struct {
 	Offer  string `json:"offer,omitempty"`
 	// Request is the check that was answered; what a manifest is made of needs it.
 	Request json.RawMessage `json:"request,omitempty"`
+	Queried bool            `json:"queried,omitempty"` // it had a query, by which the answer may be another than the request tells
 	Until   time.Time       `json:"until,omitzero"`
 }
 
@@ -101,7 +102,7 @@ func (r *runtime) saveAnswer(k cache.AnswerKey, kept cache.Kept[*relayed]) {
 		return
 	}
 	a := kept.Value
-	front := keptAnswer{Status: a.status, Kind: a.kind, Server: a.server, Offer: kept.Offer, Until: kept.Until}
+	front := keptAnswer{Status: a.status, Kind: a.kind, Server: a.server, Offer: kept.Offer, Queried: a.queried, Until: kept.Until}
 	if a.request != nil {
 		front.Request = withoutCustomID(a.request)
 	}
@@ -144,7 +145,7 @@ func (r *runtime) restoreAnswer(k cache.AnswerKey) (none cache.Kept[*relayed], o
 	if parsed.Class != resolver.AnswerOffer && parsed.Class != resolver.AnswerNoUpdate {
 		return none, false
 	}
-	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body}
+	a := &relayed{status: head.Status, kind: head.Kind, server: head.Server, body: body, queried: head.Queried}
 	if _, official := l.keyFields(); !l.keyHasCustomID(official) { // else the request lacks what it had
 		a.request = head.Request
 	}
@@ -190,13 +191,13 @@ func (r *runtime) newestRelay(fits func(*relay) bool) *relay {
 }
 
 // knew reports whether the upstream has answered for an app within the time that last good answers are used.
-func (l *relay) knew(appID string) bool {
+func (l *relay) knew(ctx context.Context, appID string) bool {
 	kept, known := l.kept(), false
 	if kept == nil {
 		return false
 	}
 	oldest := time.Now().Add(-l.terms.Ages.Stale)
-	err := kept.Each(context.Background(), appID, func(_ string, _ []byte, at time.Time) bool {
+	err := kept.Each(ctx, appID, func(_ string, _ []byte, at time.Time) bool {
 		known = at.After(oldest)
 		return !known
 	})
@@ -209,7 +210,7 @@ func (r *runtime) recallGroup(group cache.Key) (kept cache.Recalled) {
 	if l == nil || l.kept() == nil {
 		return kept
 	}
-	kept.Known = l.knew(group.Name)
+	kept.Known = l.knew(context.Background(), group.Name)
 	if note, ok := l.kept().FindNote(markNote, group.Name); ok {
 		_ = json.Unmarshal(note, &kept.Mark) // what cannot be read is found out again
 	}

@@ -67,7 +67,7 @@ func (l *relay) learnedOf(ctx context.Context, appID string) (all []learnedAnswe
 	}
 	err := kept.Each(ctx, appID, func(_ string, raw []byte, at time.Time) bool {
 		head, body, ok := readKept(raw)
-		if !ok || len(head.Request) == 0 {
+		if !ok || len(head.Request) == 0 || head.Queried {
 			return true
 		}
 		if o, err := resolver.NewObservation(head.Request, body); err == nil { // what the import could not read tells it nothing

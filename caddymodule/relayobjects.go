@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"path"
 	"strings"
+
+	"go.uber.org/zap"
 
 	"github.com/capgo-edge/capgo-edge/origin"
 	"github.com/capgo-edge/capgo-edge/origin/learned"
@@ -52,8 +55,27 @@ func (l *relay) find(appID string, keys []string) (target, bool) {
 // passedOn is the Cache-Status of a request whose client is sent on.
 var passedOn = []string{"capgo-edge; fwd=bypass; detail=redirect"}
 
-// passRedirect sends a client on to where the upstream redirects to, a host that this edge does not fetch from: that is where
-// the client would have gone without this edge. No one may keep the answer: what is signed in the address ends soon.
+// sendOn sends a client on to where the upstream redirects to, a host that this edge does not fetch from: that is where the
+// client would have gone without this edge. It reports false if the client must not go there.
+func (h *Handler) sendOn(w http.ResponseWriter, r *http.Request, to *url.URL) bool {
+	base := h.publicBase(r)
+	subject, host := "redirects of "+h.relay.scope, zap.String("host", to.Scheme+"://"+to.Host)
+	switch {
+	case leadsBack(to, base+r.URL.EscapedPath()):
+		h.runtime.faults.fault(subject, "here", "the upstream redirects downloads to this edge, which asks it for them; "+
+			"it must have an address of its own for what phones download", host)
+		return false
+	case to.Scheme == "http" && strings.HasPrefix(base, "https://"):
+		h.runtime.faults.fault(subject, "unsafe", "the upstream redirects downloads to http://, where no phone that came by https is sent; "+
+			"have it redirect to https, or list the host in relay { allow_host ... } to have them come through here", host)
+		return false
+	}
+	h.relay.elsewhere(to.String())
+	passRedirect(w, to)
+	return true
+}
+
+// passRedirect answers with a redirect. No one may keep the answer: what is signed in the address ends soon.
 func passRedirect(w http.ResponseWriter, to *url.URL) {
 	header := w.Header()
 	header["Location"] = []string{to.String()}
@@ -63,11 +85,21 @@ func passRedirect(w http.ResponseWriter, to *url.URL) {
 	w.WriteHeader(http.StatusFound)
 }
 
-// leadsBack reports whether a redirect leads to the very path here that was asked for, so that its client would come back
-// for ever: the upstream takes the address of this edge for its own.
-func (h *Handler) leadsBack(r *http.Request, to *url.URL) bool {
-	here, err := url.Parse(h.publicBase(r) + r.URL.EscapedPath())
-	return err == nil && strings.EqualFold(to.Host, here.Host) && to.Path == here.Path
+// leadsBack reports whether a redirect leads to the very address here that was asked for, so that its client would come back for
+// ever: the upstream takes the address of this edge for its own.
+func leadsBack(to *url.URL, asked string) bool {
+	here, err := url.Parse(asked)
+	return err == nil && hostOf(to) == hostOf(here) && path.Clean("/"+to.Path) == path.Clean("/"+here.Path)
+}
+
+// hostOf is the host of an address, in one form for all ways to write it, without a port that either scheme has anyway: a server
+// that has both redirects from one to the other.
+func hostOf(u *url.URL) string {
+	host := strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+	if port := u.Port(); port != "" && port != "80" && port != "443" {
+		host += ":" + port
+	}
+	return host
 }
 
 func knownObject(o *learned.Object) resolver.Object {

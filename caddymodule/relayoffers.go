@@ -35,9 +35,10 @@ func newOfferNotes() *offerNotes {
 	return n
 }
 
+// noteKey is the key of an answer, without the running version.
 func (i *inquiry) noteKey() string {
 	fields, _ := i.keyFields()
-	return string(resolver.AppendGroupKey(append([]byte(i.check.AppID), 0), &i.check, i.body, fields))
+	return string(appendQuery(resolver.AppendGroupKey(append([]byte(i.check.AppID), 0), &i.check, i.body, fields), i.query))
 }
 
 // note remembers an answer of the upstream to the device that asked.

@@ -138,6 +138,12 @@ func TestRelayRedirectElsewhere(t *testing.T) {
 	e := edgetest.Start(t, u.site(""))
 	e.Protocols(t, func(t *testing.T, c *edgetest.Client) {
 		for path, address := range u.addresses(t, c) {
+			if c.Protocol != edgetest.HTTP1 { // by https: the bucket has http:// alone
+				if r := c.Get(address); r.Status != 503 {
+					t.Errorf("%s: status %d, %d bytes", path, r.Status, len(r.Body))
+				}
+				continue
+			}
 			content := u.content[path]
 			if r := c.Get(address); r.Status != 200 || !bytes.Equal(r.Body, content) {
 				t.Errorf("%s: status %d, %d bytes", path, r.Status, len(r.Body))
@@ -150,7 +156,7 @@ func TestRelayRedirectElsewhere(t *testing.T) {
 			}
 		}
 	})
-	if n := u.fetched.Load(); n != 2*2*3 {
+	if n := u.fetched.Load(); n != 2*3 {
 		t.Errorf("the bucket was asked %d times, want once for each request of a phone", n)
 	}
 	if n := storedFiles(t, e); n != 0 {
@@ -294,5 +300,45 @@ func TestExternalProxyRedirect(t *testing.T) {
 	edgetest.Eventually(t, "it is logged", func() bool { return len(e.Log("add "+u.bucket+" to external proxy")) == 1 })
 	if lines := e.Log("hunter2"); len(lines) > 0 {
 		t.Errorf("logged %q", lines)
+	}
+}
+
+// TestRelayRedirectHTTPS: a phone that comes by https is sent on to https, and to nothing less.
+func TestRelayRedirectHTTPS(t *testing.T) {
+	u := newRedirecting(t)
+	config := u.site("")
+	config.Global = "servers {\n trusted_proxies static private_ranges\n }"
+	e := edgetest.Start(t, config)
+	address := u.addresses(t, e.Client(t))["/zip/1.zip"]
+	get := func(scheme, to string) *edgetest.Response {
+		u.instead(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Location", to)
+			w.WriteHeader(http.StatusFound)
+		})
+		time.Sleep(1100 * time.Millisecond) // the last failure is believed for a second
+		return notFollowing(t, "GET", address, "X-Forwarded-Proto", scheme)
+	}
+	if r := get("https", "https://bucket.example/1.zip?s=hunter2"); r.Status != 302 || r.Header.Get("Location") != "https://bucket.example/1.zip?s=hunter2" {
+		t.Errorf("status %d, %v", r.Status, r.Header)
+	}
+	if r := get("https", "http://bucket.example/1.zip?s=hunter2"); r.Status != 503 || r.Header.Get("Location") != "" {
+		t.Errorf("status %d, %v", r.Status, r.Header)
+	}
+	if lines := e.Log("redirects downloads to http://"); len(lines) != 1 || strings.Contains(lines[0], "hunter2") {
+		t.Errorf("logged %q", lines)
+	}
+}
+
+// TestRelayRedirectLong: an address that no client takes is passed to none.
+func TestRelayRedirectLong(t *testing.T) {
+	u := newRedirecting(t)
+	e := edgetest.Start(t, u.site(""))
+	address := u.addresses(t, e.Client(t))["/zip/1.zip"]
+	u.instead(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "https://bucket.example/1.zip?s="+strings.Repeat("s", 9<<10))
+		w.WriteHeader(http.StatusFound)
+	})
+	if r := notFollowing(t, "GET", address); r.Status != 503 {
+		t.Errorf("status %d", r.Status)
 	}
 }

@@ -117,6 +117,10 @@ func TestSlowDownloadAcrossReloads(t *testing.T) {
 		t.Errorf("status %d, %d bytes, %v", r.Status, len(r.Body), r.Err)
 	}
 	load(t, e, edgetest.Config{Site: site})
+	edgetest.Eventually(t, "the site is there again", func() bool {
+		c.Reconnect()
+		return c.Post("/updates", check()).Status == 200
+	})
 	offered(t, c)
 }
 

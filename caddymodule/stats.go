@@ -57,8 +57,11 @@ func (h *Handler) takeEvents(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, refusal.Status, s.answer)
 		return
 	}
-	if h.forwardEvents(w, r, s, events) {
-		return
+	if h.relay != nil {
+		h.relay.refuseTwins(events)
+		if h.forwardEvents(w, r, s, events) {
+			return
+		}
 	}
 	if h.statistics.looped(r.Header) {
 		h.runtime.counters.event(eventRefused, len(events))

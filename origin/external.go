@@ -161,7 +161,7 @@ func (e *External) follow(from *url.URL, location string) (*url.URL, error) {
 	}
 	public, err := e.judge(to)
 	downgrades := from.Scheme == "https" && to.Scheme == "http"
-	if _, notListed := errors.AsType[notListedError](err); notListed && !downgrades {
+	if _, notListed := errors.AsType[notListedError](err); notListed && !downgrades && len(location) <= maxLocation {
 		return nil, &RedirectError{to, err}
 	}
 	if err != nil {
@@ -169,6 +169,9 @@ func (e *External) follow(from *url.URL, location string) (*url.URL, error) {
 	}
 	return public, nil
 }
+
+// maxLocation is bytes of an address that a client is sent on to; some are remembered for a moment. Servers seldom take more.
+const maxLocation = 8 << 10
 
 // RedirectError is why External.Get fails if the object is at a host that is not listed: a listed one redirects there.
 // Nothing was sent to that host, but whoever wants the object may go there by itself. Redirects from https to http are not

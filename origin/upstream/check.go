@@ -157,6 +157,7 @@ func (s *server) ask(ctx context.Context, q *Question) (*Answer, error) {
 	req.URL = s.address("/updates", q.Query) // which is not parsed again: a query may be anything
 	// net/http then sends it again if a kept connection turns out to be closed, as it would a GET. It does not send the header.
 	req.Header["Idempotency-Key"] = []string{}
+	repeatSeldom(req)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", q.Client.UserAgent) // net/http sends none if it is empty
@@ -176,6 +177,20 @@ func (s *server) ask(ctx context.Context, q *Question) (*Answer, error) {
 	}
 	return s.judge(resp, text)
 }
+
+// repeatSeldom lets net/http send a request again for each redirect and once more, but not over each kept connection: the server
+// may be hanging up on this very request.
+func repeatSeldom(req *http.Request) {
+	body, left := req.GetBody, maxRedirects+1
+	req.GetBody = func() (io.ReadCloser, error) {
+		if left--; left < 0 {
+			return nil, errHungUp
+		}
+		return body()
+	}
+}
+
+var errHungUp = errors.New("it hung up without an answer, each time it was asked")
 
 // judge makes an Answer of what came. Whatever has a status below 500 is one (protocol 8), save what no client can read: a
 // 200 that is not JSON is a gateway's page, not the server's answer.

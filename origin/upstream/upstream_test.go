@@ -438,6 +438,39 @@ func TestKeptConnection(t *testing.T) {
 	}
 }
 
+// TestPoison: a check that the server hangs up on is not sent over each connection that is kept.
+func TestPoison(t *testing.T) {
+	const connections = 40
+	var poisoned, asked atomic.Int64
+	all := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if text, _ := io.ReadAll(r.Body); strings.Contains(string(text), "poison") {
+			poisoned.Add(1)
+			panic(http.ErrAbortHandler)
+		}
+		if asked.Add(1) == connections {
+			close(all)
+		}
+		<-all
+		says(200, upToDate)(w, r)
+	}))
+	t.Cleanup(server.Close)
+	g := group(t, Options{URLs: []string{server.URL}})
+	var checks sync.WaitGroup
+	for range connections {
+		checks.Go(func() { _, _ = check(t, g) })
+	}
+	checks.Wait()
+	q := *known
+	q.Body = []byte(`{"x":"poison"}`)
+	if a, err := g.Check(t.Context(), &q); err == nil {
+		t.Errorf("%+v", a)
+	}
+	if n := poisoned.Load(); n < 2 || n > maxRedirects+2 {
+		t.Errorf("it reached the server %d times", n)
+	}
+}
+
 // TestNotTheServersFault: a client that goes away says nothing about the server.
 func TestNotTheServersFault(t *testing.T) {
 	g := inProcessGroup(t, Options{}, http.HandlerFunc(hang), says(200, upToDate))
