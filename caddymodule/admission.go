@@ -1,7 +1,6 @@
 package caddymodule
 
 import (
-	"hash/maphash"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -216,38 +215,4 @@ func (l *relay) termsFor(r *http.Request, app cache.Key, named bool) *cache.Term
 	}
 	terms.Dismiss = func(known bool) { p.giveBack(!known) } // by who was admitted, behind that
 	return &terms
-}
-
-// eventAdmission holds down of how many apps statistics are taken that the upstream never knew: each costs it requests. It is no
-// part of the admission to checks. Phones send events that were refused again each second, which would leave nothing for those.
-type eventAdmission struct {
-	seed maphash.Seed
-	*admission
-
-	mu   sync.Mutex
-	apps *simplelru.LRU[uint64, time.Duration] // guarded by mu; when an app was let through
-}
-
-// maxEventApps bounds the apps that are remembered, far above what the trickle lets through within askWindow.
-const maxEventApps = 1 << 14
-
-func newEventAdmission(perMinute int) *eventAdmission {
-	apps, _ := simplelru.NewLRU[uint64, time.Duration](maxEventApps, nil) // fails only for a size below 1
-	return &eventAdmission{seed: maphash.MakeSeed(), admission: newAdmission(perMinute), apps: apps}
-}
-
-// allowApp reports whether events of an app may be taken from a client. An app that was let through takes no more for askWindow,
-// whoever sends its events.
-func (a *eventAdmission) allowApp(client netip.Addr, appID string) bool {
-	app, now := maphash.String(a.seed, appID), time.Since(a.began)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if at, known := a.apps.Get(app); known && now-at < askWindow {
-		return true
-	}
-	if _, ok := a.allow(client); !ok {
-		return false
-	}
-	a.apps.Add(app, now)
-	return true
 }

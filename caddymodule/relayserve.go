@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -182,53 +181,6 @@ func (h *Handler) forwardOdd(w http.ResponseWriter, r *http.Request, s *scratch,
 	}
 	p.used(h.forwardRead(w, r, s.body, path, limit))
 	return true
-}
-
-// forwardEvents passes statistics through of which no event is one by the protocol of the official server: the upstream, where they
-// would go anyway, may take them. It reports false if that was not done. It is done only for apps that are no strangers.
-func (h *Handler) forwardEvents(w http.ResponseWriter, r *http.Request, s *scratch, events []resolver.Event) bool {
-	if !h.relayOnly || len(h.Stats) > 0 || len(events) == 0 || !h.serves(events[0].AppID) {
-		return false
-	}
-	if slices.ContainsFunc(events, func(e resolver.Event) bool { return e.Refusal == nil || e.Refusal == twoApps }) {
-		return false
-	}
-	if known, _ := h.relay.knows(events[0].AppID); !known && !h.names(events[0].AppID) {
-		return false
-	}
-	result := eventRefused
-	switch became := h.forwardRead(w, r, s.body, pathStats, maxEventsBody); {
-	case became.status/100 == 2:
-		result = eventAccepted
-	case became.status == 0 || became.status >= http.StatusInternalServerError:
-		result = eventUnavailable
-	}
-	h.runtime.counters.event(result, len(events))
-	return true
-}
-
-// twoApps refuses an event that other servers may read as one of another app.
-var twoApps = &resolver.Refusal{Status: http.StatusBadRequest, Code: codeInvalidBody, Message: messageTwoApps}
-
-// refuseTwins refuses events that name more than one app.
-func (l *relay) refuseTwins(events []resolver.Event) {
-	for i := range events {
-		if _, app := l.foreign.Ambiguous(events[i].Raw); app {
-			events[i].Refusal = twoApps
-		}
-	}
-}
-
-// admitEvents returns errNotAdmitted for statistics of an app of which nothing is known, if there are too many such apps.
-func (h *Handler) admitEvents(r *http.Request, appID string) error {
-	known, err := h.relay.knows(appID)
-	if known || err != nil || h.names(appID) || !h.statistics.delivers() || h.relay.knew(r.Context(), appID) {
-		return err
-	}
-	if !h.relay.eventApps.allowApp(clientOf(r).Address, appID) {
-		return errNotAdmitted
-	}
-	return nil
 }
 
 // appIDOf is the app that a request is about, by its body alone, if all servers must read it so; else it is empty.
