@@ -231,7 +231,7 @@ func (r *runtime) reportState(err error) {
 			"the release guard had stopped go on",
 			where, zap.Error(err))
 	case errors.Is(err, state.ErrFull):
-		r.faults.fault("state", "full", "no more of it can be kept, what is there stays; if devices were made up, remove an app's choices by "+
+		r.faults.fault("state", "full", "state.db takes no more choices or pauses, and what is there stays; if devices were made up, remove an app's choices by "+
 			"POST /capgo_edge/forget_choices", where, zap.Error(err))
 	default:
 		r.faults.fault("state", "failing", "choices of devices and pauses cannot be kept; check space and permissions", where, zap.Error(err))

@@ -3,6 +3,7 @@ package stats
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 )
@@ -77,15 +78,17 @@ func (s *store) claim(l Lane, c conditions) (b *Batch, more bool, err error) {
 	if a == nil || l.n >= Lanes || a.records[l.n] == 0 {
 		return nil, false, nil
 	}
-	if b, err = s.claimedBatch(a, l); b != nil || err != nil {
+	b, resting, err := s.claimedBatch(a, l, c.held)
+	if b != nil || err != nil {
 		return b, false, err
 	}
-	found, more, err := s.scan(a, l, c)
+	found, more, err := s.scan(a, l, c, resting)
 	if err != nil || len(found) == 0 {
 		return nil, more, err
 	}
 	number := newNumber()
-	return s.batch(a, l, number, found), false, s.putClaims(l, []claim{{number: number, seqs: seqsOf(found)}})
+	claims := append(s.claimsOf(l.key()), claim{number: number, seqs: seqsOf(found)}) // behind those that rest
+	return s.batch(a, l, number, found), false, s.putClaims(l, claims)
 }
 
 func (s *store) batch(a *app, l Lane, number uint64, records []Record) *Batch {
@@ -100,16 +103,22 @@ func seqsOf(records []Record) []uint64 {
 	return seqs
 }
 
-// claimedBatch returns the first batch of a lane that is on its way already. One that lost events to the bound has another
-// key, as it is no longer the same.
-func (s *store) claimedBatch(a *app, l Lane) (*Batch, error) {
+// claimedBatch returns the first batch of a lane that is on its way already. One that lost events to the bound has another key, as
+// it is no longer the same. Batches that rest (see [store.remaining]) are passed over, and their devices returned.
+func (s *store) claimedBatch(a *app, l Lane, held func(device uint64) bool) (*Batch, map[uint64]struct{}, error) {
 	claims := s.claimsOf(l.key())
+	devices := map[uint64]struct{}{}
+	var resting []claim
 	for i, c := range claims {
+		if device, ok := s.single(l, c); ok && held != nil && held(device) {
+			resting, devices[device] = append(resting, c), struct{}{}
+			continue
+		}
 		var found []Record
 		for _, seq := range c.seqs {
 			r, ok, err := s.fetch(a, l, eventKey(l, seq))
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
 			if ok {
 				found = append(found, r)
@@ -120,16 +129,25 @@ func (s *store) claimedBatch(a *app, l Lane) (*Batch, error) {
 			continue
 		case len(found) < len(c.seqs):
 			c = claim{number: newNumber(), seqs: seqsOf(found)}
-			claims[i] = c
-		case i == 0:
-			return s.batch(a, l, c.number, found), nil // nothing to write
+		case i == len(resting):
+			return s.batch(a, l, c.number, found), nil, nil // nothing to write
 		}
-		return s.batch(a, l, c.number, found), s.putClaims(l, claims[i:])
+		return s.batch(a, l, c.number, found), nil, s.putClaims(l, slices.Concat(resting, []claim{c}, claims[i+1:]))
 	}
-	if len(claims) > 0 {
-		return nil, s.putClaims(l, nil)
+	if len(claims) > len(resting) {
+		return nil, devices, s.putClaims(l, resting)
 	}
-	return nil, nil
+	return nil, devices, nil
+}
+
+// single gives the device of a batch of one event.
+func (s *store) single(l Lane, c claim) (device uint64, ok bool) {
+	if len(c.seqs) != 1 {
+		return 0, false
+	}
+	key := eventKey(l, c.seqs[0])
+	h, err := decodeHead(key, s.events.Get(key))
+	return h.device, err == nil
 }
 
 // fetch returns a copy of an event, and drops one that is damaged.
@@ -145,14 +163,15 @@ func (s *store) fetch(a *app, l Lane, key []byte) (r Record, ok bool, err error)
 	return r, true, nil
 }
 
-// scan collects the next batch of a lane on which nothing is on its way.
-func (s *store) scan(a *app, l Lane, c conditions) (found []Record, more bool, err error) {
+// scan collects the next batch of a lane on which nothing is on its way but batches that rest, of these devices.
+func (s *store) scan(a *app, l Lane, c conditions, resting map[uint64]struct{}) (found []Record, more bool, err error) {
 	prefix := l.key()
 	skipped := s.heldAlready(l, c.held)
 	from := prefix
 	if len(skipped) > 0 {
 		from = s.hints[l].next
 	}
+	maps.Copy(skipped, resting)
 	var damaged [][]byte
 	size, budget := 0, scanBudget
 	cursor := s.events.Cursor()
@@ -240,13 +259,17 @@ func (s *store) leaveHint(l Lane, found []Record, key []byte, skipped map[uint64
 	s.hints[l] = &hint{next: next, devices: skipped}
 }
 
+// maxResting is how many batches of a lane rest at most, as all that is noted of a lane is read with each batch. Beyond it an event is
+// sent again under another key.
+const maxResting = 100
+
 // settle ends a batch. One that is not on its way was settled before, by a call whose answer got lost.
 func (s *store) settle(b *Batch, verdicts []Verdict) error {
 	a, i, claims := s.find(b)
 	if i < 0 {
 		return nil
 	}
-	if err := s.putClaims(b.Lane, s.giveUp(b, verdicts, slices.Delete(claims, i, i+1))); err != nil {
+	if err := s.putClaims(b.Lane, slices.Concat(claims[:i], s.remaining(b, verdicts, i, claims))); err != nil {
 		return err
 	}
 	for j, v := range verdicts {
@@ -258,6 +281,22 @@ func (s *store) settle(b *Batch, verdicts []Verdict) error {
 		}
 	}
 	return nil
+}
+
+// remaining are the batches of a lane from the i-th on, which is settled.
+//
+// If it was answered, and nothing became of any event as all wait for the app or the collector, it is another request, in its
+// place: so none is overtaken by its lane, and what a split found out is not forgotten. If it is a single event whose request was
+// not answered, it rests: it keeps its key, and is passed over while its device is held.
+func (s *store) remaining(b *Batch, verdicts []Verdict, i int, claims []claim) []claim {
+	c, behind := claims[i], claims[i+1:]
+	switch v := verdicts[0]; {
+	case !slices.ContainsFunc(verdicts, func(v Verdict) bool { return v.Fate != Keep || v.Code != "" }):
+		return slices.Concat([]claim{{number: newNumber(), seqs: c.seqs}}, behind)
+	case v.Fate == Keep && v.unanswered && i < maxResting:
+		return slices.Concat([]claim{c}, s.giveUp(b, verdicts, behind))
+	}
+	return s.giveUp(b, verdicts, behind)
 }
 
 // giveUp takes from what a split left of a lane all from the first batch on that has an event of a device of which one is kept: it
@@ -305,7 +344,8 @@ func (s *store) split(b *Batch) (*Batch, error) {
 	case a == nil:
 		return nil, nil
 	case i < 0:
-		return s.claimedBatch(a, b.Lane)
+		first, _, err := s.claimedBatch(a, b.Lane, nil)
+		return first, err
 	}
 	seqs := claims[i].seqs
 	half := len(seqs) / 2

@@ -21,7 +21,8 @@ type Collector interface {
 	// Deliver sends a batch and returns the fate of each of its events, in their order.
 	//
 	// An event to Keep with a Code is one that the collector could not take for now: it is sent again later, and its
-	// device waits. Without a Code it was not sent yet.
+	// device waits. Without a Code it was not sent yet, or it waits for the app or the collector: if that is so of all, the same
+	// batch is sent again, with another key.
 	//
 	// An error says why a batch, or the rest of it, was not taken: a *[Failure], or any other, which is taken for one of
 	// ScopeCollector. Without verdicts nothing is known of any event; the batch is sent again as it is, with the same key.
@@ -46,7 +47,7 @@ type Failure struct {
 	Scope Scope
 	// Suspect says that the batch itself may be what the collector fails on: a status 5xx, a cut connection, no answer. If
 	// that happens to it again and again while other batches are taken, it is treated like ScopeContent, though its events
-	// are kept.
+	// are kept. With the code "broken_answer" a batch of several is, whether others are taken or not.
 	Suspect bool
 	// Whole says, of ScopeContent, that the request was refused as a whole and nothing was said of an event: any server does
 	// that at a wrong address. Too many in a row stop everything.
@@ -94,7 +95,7 @@ type HTTPCollectorOptions struct {
 	// not to be configured (RFC 8586): it names the spool, see [Forwarder.Looped].
 	Header http.Header
 	// ObjectForm sends each event by itself, as an object. Default: arrays, and objects only where arrays are refused, or where
-	// none was ever taken and they fail with status 500 or 501.
+	// none was ever taken and they fail again and again with status 500 or 501.
 	ObjectForm bool
 	// Timeout is how long a request may take, its answer included. Default: 30 s.
 	Timeout time.Duration
@@ -175,13 +176,18 @@ func (c *HTTPCollector) Deliver(ctx context.Context, b *Batch) ([]Verdict, error
 	if c.onlyObjects || c.form.wantsObjects(time.Now()) {
 		return c.public(c.deliverObjects(ctx, b))
 	}
-	verdicts, failure := c.post(ctx, b.Key, arrayOf(b.Events), len(b.Events))
+	array := arrayOf(b.Events)
+	verdicts, failure := c.post(ctx, b.Key, array, len(b.Events))
+	tryOne := failure.failsOnForm() && c.form.tryOne(time.Now())
+	for n := 1; tryOne && failure.failsOnForm() && n < tryOneAfter; n++ {
+		verdicts, failure = c.post(ctx, b.Key, array, len(b.Events))
+	}
 	switch {
 	case failure == nil:
 		c.form.tookArray(time.Now())
-	case failure.refusesForm() && c.form.tryObjects(time.Now(), len(b.Events)):
+	case failure.failsOnForm() && c.form.knowsObjects(), failure.refusesForm() && c.form.tryObjects(time.Now(), len(b.Events)):
 		return c.public(c.deliverObjects(ctx, b))
-	case failure.failsOnForm() && c.form.tryOne(time.Now()):
+	case failure.failsOnForm() && tryOne:
 		return c.public(c.deliverOne(ctx, b, failure))
 	case failure.Scope == ScopeContent && len(b.Events) == 1:
 		return []Verdict{failure.verdict()}, nil
@@ -219,9 +225,13 @@ func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict
 		case failure.Scope == ScopeContent:
 			c.form.refusedObject(time.Now())
 			verdicts[i] = failure.verdict()
-		case i == 0 && taken == nil:
-			return nil, failure
 		default:
+			if failure.Scope == ScopeApp {
+				c.form.tookObject(time.Now(), &e)
+			}
+			if i == 0 && taken == nil {
+				return nil, failure
+			}
 			return verdicts, failure
 		}
 		if verdicts[i].Whole {
@@ -234,17 +244,27 @@ func (c *HTTPCollector) deliverObjects(ctx context.Context, b *Batch) ([]Verdict
 	return verdicts, nil
 }
 
-// deliverOne sends the first event of a batch by itself that failed as an array. If it is taken, the others are left for the next
-// batch; if not, nothing is known of the batch but the failure, and it is sent again as it was.
+// deliverOne sends the first event of a batch by itself that failed as an array. If that is read, the others are left for the next
+// batch, or the failure of the app or the collector that it met is theirs. If not, nothing is known of the batch but its failure, and
+// it is sent again as it was. A status that refuses the event, and does not say why, is not enough: it may be the object that is
+// refused, by a collector that takes arrays and is down.
 func (c *HTTPCollector) deliverOne(ctx context.Context, b *Batch, failure *Failure) ([]Verdict, *Failure) {
-	taken, refused := c.post(ctx, objectKey(b, 0), b.Events[0].Data, 1)
-	if refused != nil || taken[0].Fate == Keep || taken[0].Whole {
+	taken, other := c.post(ctx, objectKey(b, 0), b.Events[0].Data, 1)
+	verdicts := make([]Verdict, len(b.Events))
+	switch {
+	case other == nil:
+		verdicts[0] = taken[0]
+	case other.Suspect, other.Scope == ScopeContent && other.Whole && !namesEvent(other.Code):
 		return nil, failure
+	case other.Scope == ScopeContent:
+		verdicts[0], other = other.verdict(), nil
+	case other.Scope == ScopeCollector: // such as a limit of requests, which is not about their form
+		return nil, other
+	default:
+		verdicts = nil
 	}
 	c.form.tookObject(time.Now(), &b.Events[0])
-	verdicts := make([]Verdict, len(b.Events))
-	verdicts[0] = taken[0]
-	return verdicts, nil
+	return verdicts, other
 }
 
 // objectKey is the Idempotency-Key of an event that is sent by itself, and its id if it becomes a dead letter. It is not that of

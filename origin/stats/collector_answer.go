@@ -21,6 +21,7 @@ const (
 	codeRateLimited   = "too_many_requests"
 	codeMisconfigured = "server_misconfigured" // of capgo-update-lite
 	codeError         = "error"                // ours, where a collector gives none
+	codeBroken        = "broken_answer"        // ours
 )
 
 // maxRetryAfter bounds what is obeyed of a Retry-After. A mistaken one (a date in another year, milliseconds for seconds)
@@ -67,11 +68,11 @@ func readAnswer(status int, header http.Header, body []byte, n int, now time.Tim
 	code, message := codeOf(answer.Error, answer.Message)
 	taken := status/100 == 2
 	if taken {
-		if failure := unread(header, body, isJSON, &answer, n); failure != nil {
+		if failure := unread(header, body, isJSON, &answer); failure != nil {
 			return nil, failure
 		}
 		if len(answer.Results.items) > 0 {
-			return readResults(answer.Results.items, n)
+			return readResults(&answer.Results, n)
 		}
 		if code == "" && answer.denies(body) {
 			code = codeError
@@ -201,18 +202,22 @@ func verdictOf(code, message string) Verdict {
 }
 
 // readResults reads the results of the events, each of which says whose it is by its index or its place (see
-// [resultsAnswer.namesEach]). An event without one is delivered, and of several the first that says no holds. While any says
-// no, one that is of no event may be that of an event which would be taken for delivered: such an answer is broken.
-func readResults(results []*resultAnswer, n int) ([]Verdict, *Failure) {
+// [resultsAnswer.namesEach]); those of a single event are its own. An event without one is delivered, and of several the first
+// that says no holds. While any says no, one that is of no event may be that of an event which would be taken for delivered: such
+// an answer is broken. If none does, whose they are does not matter: there may be one for all.
+func readResults(results *resultsAnswer, n int) ([]Verdict, *Failure) {
 	verdicts := allOf(n, Verdict{Fate: Delivered})
 	codes := map[string]int{}
-	stray, refused := false, false
-	for i, r := range results {
+	stray, refused := !results.namesEach(n), false
+	for i, r := range results.items {
 		if r.Index != nil {
 			i = *r.Index
 		}
 		code, message := r.refusal()
 		refused = refused || code != ""
+		if n == 1 {
+			i = 0
+		}
 		switch {
 		case i < 0 || i >= n:
 			stray = true
@@ -222,7 +227,8 @@ func readResults(results []*resultAnswer, n int) ([]Verdict, *Failure) {
 		}
 	}
 	if stray && refused {
-		return nil, brokenAnswer()
+		return nil, brokenAnswer("it refuses events, and its results do not say which event they are of",
+			"; correct its `index`, which counts from 0")
 	}
 	switch n {
 	case codes[codeUnknownApp]:

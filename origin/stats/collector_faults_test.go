@@ -54,7 +54,7 @@ func TestCollectorFaults(t *testing.T) {
 		},
 		{
 			name: "500 three times", answer: fails(3, refusal(500, "unknown_error")),
-			arrives: []string{"a[d1 d2 d3 d4] 500", "a{d1} 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 200"},
+			arrives: []string{"a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 200"},
 			reports: "collector http://collector.example/stats: it answers status 500 (code unknown_error) | works",
 		},
 		{
@@ -76,6 +76,17 @@ func TestCollectorFaults(t *testing.T) {
 				if n < 5 || n > 12 {
 					t.Errorf("%d objects, wanted one in 5 minutes", n)
 				}
+			},
+		},
+		{
+			name: "500 for ten minutes, and objects, which it does not know, are refused", answer: func(a arrival) reply {
+				switch {
+				case a.object:
+					return reply{status: 422, body: `{"detail":"a list is expected"}`}
+				case a.at < 10*time.Minute:
+					return reply{status: 500}
+				}
+				return ok
 			},
 		},
 		{
@@ -204,6 +215,23 @@ func TestCollectorFaults(t *testing.T) {
 			reports: "what became of the events is not known; they are sent again under the same key | works",
 		},
 		{
+			name: "results that do not say which event they are of",
+			answer: func(a arrival) reply {
+				switch {
+				case !a.has(2):
+					return ok
+				case len(a.events) > 1:
+					return reply{status: 200, unread: true, body: `{"results":[{"error":"version_not_found"}]}`}
+				}
+				return reply{status: 200, body: `{"results":[{"index":1,"error":"version_not_found"}]}`}
+			},
+			arrives: slices.Concat(slices.Repeat([]string{"a[d1 d2 d3 d4] 200"}, 8), []string{
+				"a[d1 d2] 200", "a[d1] 200", "a[d2] 200", "a[d3 d4] 200",
+			}),
+			dead:    []string{"d2:version_not_found"},
+			reports: "its results do not say which event they are of, so what became of the events is not known; they are sent again under the same key; correct its `index`, which counts from 0 | works",
+		},
+		{
 			name:    "a loop",
 			answer:  fails(2, reply{status: 508, body: `{"error":"loop_detected"}`}),
 			arrives: []string{"a[d1 d2 d3 d4] 508", "a[d1 d2 d3 d4] 508", "a[d1 d2 d3 d4] 200"},
@@ -239,7 +267,20 @@ func TestCollectorFaults(t *testing.T) {
 				}
 				return ok
 			},
-			arrives: []string{"a[d1 d2 d3 d4] 500", "a{d1} 200", "a[d2 d3 d4] 500", "a{d2} 200", "a{d3} 200", "a{d4} 200"},
+			run: func(t *testing.T, s *site) {
+				s.add("d1 d2 d3 d4")
+				s.pass(90 * time.Minute)
+				s.add("d5 d6") // an array is tried once an hour
+				s.pass(time.Second)
+				s.add("d7 d8")
+				s.pass(time.Second)
+			},
+			arrives: []string{
+				"a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", // it may be an outage
+				"a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", "a[d1 d2 d3 d4] 500", "a{d1} 200",
+				"a[d2 d3 d4] 500", "a[d2 d3 d4] 500", "a[d2 d3 d4] 500", "a{d2} 200", "a{d3} 200", "a{d4} 200",
+				"a[d5 d6] 500", "a{d5} 200", "a{d6} 200", "a{d7} 200", "a{d8} 200",
+			},
 		},
 		{
 			name: "takes no array with one event, such as one that nests too deeply then",
@@ -473,5 +514,52 @@ func checkOrder(t *testing.T, arrivals []arrival) {
 			}
 			arrived[e] = true
 		}
+	}
+}
+
+// TestFailsOnArrays: of a collector that fails with 500 on arrays, an event that is read as an object and not taken has the fate it
+// would have otherwise, and holds no others.
+func TestFailsOnArrays(t *testing.T) {
+	tests := []struct {
+		name  string
+		first reply // to the first event of device d
+		dead  []string
+		left  int64
+	}{
+		{"refused", refusal(400, "invalid_json_body"), []string{"d1:invalid_json_body"}, 0},
+		{"refused with 200", refusal(200, "strange_code"), []string{"d1:strange_code"}, 0},
+		{"of an unknown app", refusal(429, "on_premise_app"), nil, 3},
+		{"not processed", refusal(200, "processing_error"), nil, 3},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, func(a arrival) reply {
+					switch {
+					case !a.object:
+						return reply{status: 500}
+					case a.app == "a" && a.has(1):
+						return test.first
+					}
+					return ok
+				})
+				s.add("d1 d2 d3")
+				s.pass(0)
+				s.addTo("b", "e4 f5")
+				s.pass(3 * time.Hour)
+				s.addTo("b", "e6 f7")
+				s.pass(time.Minute)
+				if left, dead := s.spool.Stats().Events, s.dead(); left != test.left || !slices.Equal(dead, test.dead) {
+					t.Errorf("%d events are left, dead are %q", left, dead)
+				}
+				if n := len(s.seen()); n > 120 {
+					t.Errorf("%d requests in three hours", n)
+				}
+				if s.forwarder.Stats().Failing != nil && test.name != "not processed" || strings.Count(s.reported(), "status 500") != 1 {
+					t.Error(s.reported())
+				}
+				checkOrder(t, s.seen())
+			})
+		})
 	}
 }

@@ -11,7 +11,10 @@ import (
 const (
 	formMemory   = 24 * time.Hour  // how long it is believed that a collector takes arrays, or refuses objects
 	objectMemory = time.Hour       // and that it takes objects alone; the next try of an array is one request
-	tryOneEvery  = 5 * time.Minute // after a status that may be an outage, which would have twice the requests
+	tryOneEvery  = 5 * time.Minute // after a status that may be an outage, which would have more requests
+	// A status that may be an outage has to come for so many batches, and so often for the one of which an event is then tried as
+	// an object, as that is not sent again under its key: it may have been taken.
+	tryOneAfter = 3
 )
 
 // form remembers which form of body the collector takes.
@@ -20,6 +23,7 @@ type form struct {
 	array   time.Time // when it last took an array; guarded by mu, as the others
 	object  time.Time // since when it takes objects where it refuses arrays
 	refused time.Time // when it last refused an object too
+	failed  int       // batches that failed by such a status
 	tried   time.Time // when tryOne last said so, without success since
 	// first is a hash of the device and the data of an event that it took as an object where it had refused an array; 0: none. It
 	// takes another event, and no array between them, to believe that the arrays were to blame: one event can be such that only
@@ -34,7 +38,7 @@ func (f *Failure) refusesForm() bool { return f.Scope == ScopeContent && !f.TooL
 // failsOnForm reports whether a failure may be one that a server comes to by arrays, as it reads members of an object from them. It
 // may be an outage as well, unlike a 502, 503 or 504, which always is one.
 func (f *Failure) failsOnForm() bool {
-	return f.Suspect && (f.status == http.StatusInternalServerError || f.status == http.StatusNotImplemented)
+	return f != nil && f.Suspect && (f.status == http.StatusInternalServerError || f.status == http.StatusNotImplemented)
 }
 
 // wantsObjects reports that arrays need not be tried.
@@ -55,11 +59,18 @@ func (f *form) tryObjects(now time.Time, n int) bool {
 	return !within(formMemory, f.array, now) || !within(formMemory, f.refused, now)
 }
 
+// knowsObjects reports that objects were taken where arrays were not, and no array since: one that fails is no news.
+func (f *form) knowsObjects() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.object.IsZero()
+}
+
 // tryOne reports whether, as an array failed, one object should be tried: now and then, while no array was ever taken.
 func (f *form) tryOne(now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.array.IsZero() || within(tryOneEvery, f.tried, now) {
+	if f.failed++; f.failed < tryOneAfter || !f.array.IsZero() || !f.object.IsZero() || within(tryOneEvery, f.tried, now) {
 		return false
 	}
 	f.tried = now
@@ -74,7 +85,8 @@ func (f *form) tookArray(now time.Time) {
 	f.array, f.object, f.first = now, time.Time{}, 0
 }
 
-// tookObject counts the hour from the first object, so that an array is tried once an hour.
+// tookObject notes an event that was read as an object, whatever became of it. It counts the hour from the first object, so that an
+// array is tried once an hour.
 func (f *form) tookObject(now time.Time, event *Record) {
 	h := fnv.New64a()
 	_, _ = h.Write(binary.BigEndian.AppendUint64(nil, event.Device)) // it never fails

@@ -27,12 +27,12 @@ func (a *collectorAnswer) read(body []byte) (isJSON bool) {
 	return err == nil || mistyped
 }
 
-// unread is the failure of an answer with status 2xx that does not tell whether the n events were taken: a page of whoever stands
-// between (a captive portal, a login, a firewall), or results that are cut off or of nobody knows which events. Nil: it tells. Such a batch is sent again under
-// its key, as the collector may have taken it. It is suspect, as a firewall may object to this batch alone.
+// unread is the failure of an answer with status 2xx that does not tell whether the events were taken: a page of whoever stands
+// between (a captive portal, a login, a firewall), or results that are cut off. Nil: it tells. Such a batch is sent again under its
+// key, as the collector may have taken it. It is suspect, as a firewall may object to this batch alone.
 //
 // The body decides and not its type: PHP sends JSON as text/html, and Express the text "ok".
-func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswer, n int) *Failure {
+func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswer) *Failure {
 	kind, _, err := mime.ParseMediaType(header.Get("Content-Type"))
 	if err != nil {
 		kind = "of no known type"
@@ -42,8 +42,8 @@ func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswe
 	case len(body) == 0:
 		known = true
 	case body[0] == '[' && isJSON && answer.Results.unread: // of something else
-	case !isJSON && bytes.IndexAny(body, "{[") == 0, isJSON && answer.Results.unread, !answer.Results.namesEach(n):
-		return brokenAnswer()
+	case !isJSON && bytes.IndexAny(body, "{[") == 0, isJSON && answer.Results.unread:
+		return brokenAnswer("it answers with JSON that is cut off or cannot be understood", "")
 	case isJSON:
 		known = body[0] == '{' || body[0] == '[' || isYes(body)
 	default:
@@ -56,9 +56,9 @@ func unread(header http.Header, body []byte, isJSON bool, answer *collectorAnswe
 		"it answers with something that is no statistics answer (%s): is this the right address?", kind)}
 }
 
-func brokenAnswer() *Failure {
-	return &Failure{Suspect: true, Code: "broken_answer", Err: errors.New("it answers with JSON that is cut off or cannot be " +
-		"understood, so what became of the events is not known; they are sent again under the same key")}
+func brokenAnswer(what, remedy string) *Failure {
+	return &Failure{Suspect: true, Code: codeBroken, Err: errors.New(what +
+		", so what became of the events is not known; they are sent again under the same key" + remedy)}
 }
 
 // isYes reports whether a JSON value that holds no others may be an acknowledgement. A string is what it would be in plain text; a
@@ -149,5 +149,5 @@ func (r *resultsAnswer) UnmarshalJSON(data []byte) error {
 
 // namesEach reports that each result that there is says which of n events it is of.
 func (r *resultsAnswer) namesEach(n int) bool {
-	return len(r.items) == n || !slices.ContainsFunc(r.items, func(item *resultAnswer) bool { return item.Index == nil })
+	return n == 1 || len(r.items) == n || !slices.ContainsFunc(r.items, func(item *resultAnswer) bool { return item.Index == nil })
 }

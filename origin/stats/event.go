@@ -64,6 +64,9 @@ type Verdict struct {
 	// Whole says that the event is dead because the request was refused as a whole, see [Failure]: that may be a wrong
 	// address.
 	Whole bool
+
+	// unanswered says of a single event to keep that its request was not answered, so that it is sent again under its key.
+	unanswered bool
 }
 
 // BatchLimits bound a batch. A single event may be larger than Bytes. A batch never has more than 256 events.

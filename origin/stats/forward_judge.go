@@ -9,6 +9,10 @@ import (
 const (
 	// suspectAfter is how often a batch has the collector fail, with others taken in between, until it is taken for the cause.
 	suspectAfter = 3
+	// brokenAfter is how often a batch of several is answered so that nobody knows what became of which event, until it is split,
+	// whether others are taken or not: with one event the answer may be clear. It takes about two minutes, in which whoever cuts
+	// answers off may cease to, as the batch may have been taken, and its parts have other keys.
+	brokenAfter = 8
 	// maxRefusals is how many events are refused in a row, each with its request as a whole, until each further one closes the
 	// gate. So a wrong address, or a collector that refuses everything for an hour, costs some events and not the whole
 	// spool. What a collector says of an event, under a status 2xx, is none of it: made-up events would close the gate.
@@ -22,6 +26,7 @@ const (
 type suspicion struct {
 	first    uint64 // the event
 	failures int
+	broken   int    // of them all, also without others taken, those by a broken answer
 	accepted uint64 // batches that had been taken at the last failure
 }
 
@@ -74,7 +79,8 @@ func (f *Forwarder) judgeLocked(l *laneTurn, b *Batch, verdicts []Verdict, failu
 		if f.counts.retry++; n > 1 {
 			return stepSplit, nil
 		}
-		verdicts, alone = []Verdict{{Fate: Keep, Code: failure.Code, Message: failure.Message}}, true
+		verdicts = []Verdict{{Fate: Keep, Code: failure.Code, Message: failure.Message, unanswered: verdicts == nil}}
+		alone = true
 	} else {
 		f.gatesLocked(l, verdicts, failure, now)
 	}
@@ -136,8 +142,7 @@ func (f *Forwarder) refusedLocked(l *laneTurn, b *Batch, failure *Failure, now t
 	if failure.Whole && f.refusals >= maxRefusals {
 		t.fail(&t.collector, l.collectorPass, tooManyRefusals(failure.Code), now)
 	} else {
-		t.succeed(&t.collector, l.collectorPass)
-		t.succeed(&l.app.gate, l.appPass)
+		t.succeed(&t.collector, l.collectorPass) // not the app's gate: nothing was said of the app, which may be unknown
 	}
 	t.queue(l.app, now)
 }
@@ -179,8 +184,17 @@ func (f *Forwarder) suspectsLocked(l *laneTurn, b *Batch, verdicts []Verdict, fa
 	}
 	s := &l.suspicion
 	if s.first != b.Events[0].Seq {
-		*s = suspicion{first: b.Events[0].Seq, failures: 1, accepted: accepted}
+		*s = suspicion{first: b.Events[0].Seq, accepted: accepted}
+	}
+	if failure.Code == codeBroken {
+		s.broken++
+	}
+	if s.failures == 0 {
+		s.failures = 1
 		return false
+	}
+	if s.broken >= brokenAfter && failure.Code == codeBroken && len(b.Events) > 1 {
+		return true
 	}
 	if failure.Scope == ScopeApp { // it was answered, and so are its parts: a small app may have nobody else to be measured by
 		s.failures++

@@ -115,3 +115,105 @@ func TestGiveUp(t *testing.T) {
 	}
 	wantTexts(t, b.settle(again, all), "A1", "A2", "B2", "C2", "D2")
 }
+
+// TestUnknownAppBehindASplit: an app that turns out to be unknown after a batch was split is left alone like any other, and what the
+// split found out is not forgotten: no event is overtaken, and none is sent with the one that has the batch refused.
+func TestUnknownAppBehindASplit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, func(a arrival) reply {
+			switch {
+			case a.has(9) && len(a.events) > 1:
+				return refusal(400, "invalid_json_body")
+			case a.at < 24*time.Hour:
+				return itemErrors(a, func(event) string { return "on_premise_app" })
+			}
+			return ok
+		})
+		s.add("d1 d2 d3 d9 d10 d11")
+		s.pass(24 * time.Hour)
+		if n := len(s.seen()); n > 80 { // at 30 minutes
+			t.Errorf("%d requests in a day", n)
+		}
+		s.pass(time.Hour)
+		if left := s.spool.Stats().Events; left > 0 || len(s.dead()) > 0 {
+			t.Errorf("%d events are left, dead are %q", left, s.dead())
+		}
+		inOrder(t, s.seen())
+		checkOrder(t, s.seen())
+		checkKeys(t, s.seen())
+	})
+}
+
+// TestKeyOfASuspect: a single event that has the collector fail is sent again under its key, also after a restart, until it is
+// answered. Others are sent meanwhile, its device's after it.
+func TestKeyOfASuspect(t *testing.T) {
+	t.Run("500", func(t *testing.T) { testKeyOfASuspect(t, reply{status: 500}) })
+	t.Run("no answer", func(t *testing.T) { testKeyOfASuspect(t, reply{cut: 1}) })
+}
+
+func testKeyOfASuspect(t *testing.T, bad reply) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, func(a arrival) reply {
+			switch {
+			case !a.has(1) || a.at > 5*time.Hour:
+				return ok
+			case a.at > 4*time.Hour: // an answer
+				return itemErrors(a, func(e event) string { return map[string]string{"d": "processing_error"}[e.Device] })
+			}
+			return bad
+		})
+		mate := ""
+		for n := 0; mate == "" || stats.LaneOf(1, mate) != stats.LaneOf(1, "d"); n++ {
+			mate = fmt.Sprint("mate", n)
+		}
+		s.add("e2") // an array is taken
+		s.pass(time.Second)
+		s.add("d1")
+		s.pass(time.Second)
+		for n := 10; n < 6*60; n++ {
+			s.add(fmt.Sprintf("d%d f%d", n, n))
+			s.addEvents(event{App: "a", Device: mate, N: n})
+			if s.pass(time.Minute); n%100 == 50 {
+				s.stop()
+				s.start()
+			}
+			if n == 200 && !slices.Contains(taken(s.seen()), "a"+mate+"190") {
+				t.Error("the other device of its lane waits")
+			}
+		}
+		s.pass(time.Hour)
+		tries, keys, answered := 0, map[string]bool{}, map[string]bool{}
+		for _, a := range s.seen() {
+			switch {
+			case a.has(1) && a.status == 200:
+				answered[a.key] = true
+			case a.has(1):
+				tries, keys[a.key] = tries+1, true
+			}
+		}
+		if len(keys) != 1 || tries < 40 || len(answered) < 3 {
+			t.Errorf("%d requests had %d keys, then %d", tries, len(keys), len(answered))
+		}
+		if left := s.spool.Stats().Events; left > 0 || len(s.dead()) > 0 {
+			t.Errorf("%d events are left, dead are %q", left, s.dead())
+		}
+		inOrder(t, s.seen())
+	})
+}
+
+// inOrder: the events of a device are taken in their order.
+func inOrder(t *testing.T, arrivals []arrival) {
+	t.Helper()
+	latest := map[string]int{}
+	for _, a := range arrivals {
+		for i, e := range a.events {
+			if a.status != 200 || a.codes != nil && a.codes[i] != "" {
+				continue
+			}
+			if e.N < latest[e.Device] {
+				t.Errorf("%s is taken after %d", e, latest[e.Device])
+			}
+			latest[e.Device] = max(latest[e.Device], e.N)
+		}
+	}
+}

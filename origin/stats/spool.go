@@ -254,7 +254,8 @@ const maxBatch = 256
 // key and its events as they were; otherwise the oldest events whose device held does not report, under a new key. It returns
 // nil if there is none. held is called before Claim returns, and must not block, nor call the spool; it may be nil.
 //
-// A batch that lost events meanwhile, as the spool was full, comes with what is left of it, under a new key.
+// A batch that lost events meanwhile, as the spool was full, comes with what is left of it, under a new key. One of a single event
+// that was kept as its request was not answered comes when its device is no longer held.
 func (s *Spool) Claim(ctx context.Context, l Lane, limits BatchLimits, held func(device uint64) bool) (*Batch, error) {
 	c := conditions{limits: BatchLimits{Events: min(max(limits.Events, 1), maxBatch), Bytes: max(limits.Bytes, 1)}, held: held}
 	for {
@@ -272,7 +273,7 @@ func (s *Spool) Claim(ctx context.Context, l Lane, limits BatchLimits, held func
 
 // Settle ends a batch, with one verdict for each of its events, and claims the lane's next one in the same commit. The dead
 // are in the dead-letter file before that; where they cannot be written, nothing is settled, and the error is [ErrStillTaking].
-// After an error it can be called again with the same batch.
+// After an error it can be called again with the same batch. One of which all events are kept, and none has a code, is the next.
 func (s *Spool) Settle(ctx context.Context, b *Batch, verdicts []Verdict, limits BatchLimits, held func(device uint64) bool) (*Batch, error) {
 	if len(verdicts) != len(b.Events) {
 		return nil, fmt.Errorf("settle batch %s: %d verdicts for %d events", b.Key, len(verdicts), len(b.Events))

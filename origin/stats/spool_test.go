@@ -235,7 +235,7 @@ func TestHeldMany(t *testing.T) {
 	wantTexts(t, b.claim(l, all, d[0]), "mine")
 	b.add("a", d[1], "mine, too")
 	began := time.Now()
-	next, err := b.Settle(t.Context(), b.claim(l, all), make([]stats.Verdict, 1), all, holds(d[:1])) // kept
+	next, err := b.Settle(t.Context(), b.claim(l, all), []stats.Verdict{{Code: "processing_error"}}, all, holds(d[:1])) // kept
 	if err != nil {
 		t.Fatal(err)
 	}
