@@ -17,6 +17,9 @@ const (
 	txPages    = 12       // that each transaction writes beside the data
 	minGrowth  = 64 << 10 // bytes that the file grows by
 	maxGrowth  = 4 << 20
+	// spare is how many pages beyond its bound the file may have, of 4 KiB each as a rule: 384 KiB. They are for what makes room,
+	// a drop or a delivery, and for claims; what adds events has no part in them. The file is written anew once it has used them.
+	spare = 96
 	// unconfirmedShare is the part of the file that the apps which are not known to exist get together, and
 	// unconfirmedApps how many of them there are at most.
 	unconfirmedShare = 16
@@ -44,33 +47,57 @@ func (s *store) measure() {
 	}
 }
 
-// grow has the file have so many pages free, as far as its bound allows. It writes zeros, so that a full disk is met here, and not in
-// the middle of a commit: after one that fails bbolt goes through the whole file to find the free pages again. A file that
-// is above its bound already, as that was lowered, may grow a little more, so that events can be dropped from it.
+// grow has the file have so many pages free, as far as its bound allows.
 func (s *store) grow(pages int) error {
 	missing := int64(pages-s.fits()) * s.pageSize()
 	if missing <= 0 || s.frozen || runtime.GOOS == "windows" {
 		return nil
 	}
 	step := min(max(s.maxBytes/64, minGrowth), maxGrowth)
-	to := min(s.size+(missing+step-1)/step*step, s.maxBytes)
-	if s.size > s.maxBytes {
-		to = s.size + missing
+	return s.growTo(min(s.size+(missing+step-1)/step*step, s.maxBytes))
+}
+
+// growTo writes zeros, so that a full disk is met here, and not in the middle of a commit: after one that fails bbolt goes
+// through the whole file to find the free pages again.
+func (s *store) growTo(size int64) error {
+	if size <= s.size {
+		return nil
 	}
 	defer s.measure()
-	for chunk := make([]byte, step); s.size < to; s.measure() {
-		if _, err := s.file.WriteAt(chunk[:min(step, to-s.size)], s.size); err != nil {
+	for chunk := make([]byte, min(size-s.size, maxGrowth)); s.size < size; s.measure() {
+		if _, err := s.file.WriteAt(chunk[:min(int64(len(chunk)), size-s.size)], s.size); err != nil {
 			return errors.Join(err, s.file.Truncate(s.size))
 		}
 	}
 	return s.file.Sync()
 }
 
+// beyond is update with the spare: the file has as many pages free for it, whether it is at its bound, above it, as that was
+// lowered, or frozen. The file keeps them until it is written anew, so that it is never larger than its bound, or what was in
+// use when that was lowered, and the spare. On Windows it is twice as large meanwhile.
+func (s *store) beyond(f func() error) error {
+	defer s.measure()
+	var full error
+	if runtime.GOOS == "windows" {
+		s.db.MaxSize = 2 * int(max(s.size, s.maxBytes))
+	} else {
+		full = s.growTo(s.size + int64(spare-s.fits())*s.pageSize())
+	}
+	err := s.update(0, f)
+	if isTooFew(err) {
+		err = errors.Join(err, full)
+	}
+	return err
+}
+
+// over reports that the file is above its bound, and would use what it has there if so many pages of events were added.
+func (s *store) over(pages int) bool { return s.size > s.maxBytes && s.roomNow() < pages }
+
 // fits is how many pages a transaction may write with the file as it is.
 func (s *store) fits() int {
 	used, _ := s.pages(s.fileSize())
 	if runtime.GOOS == "windows" {
-		return s.high - used
+		return int(int64(s.db.MaxSize)/s.pageSize()) - 1 - used
 	}
 	return int(s.size/s.pageSize()) - 1 - used
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	bolterrors "go.etcd.io/bbolt/errors"
@@ -361,8 +362,11 @@ var errMinFree = fmt.Errorf("%w: less than min_free is left", ErrNoSpace)
 
 // write commits a group, in smaller ones if it needs more pages at once than there are.
 func (s *Spool) write(t tuning, group []*request) (again []*request) {
-	err := s.store.update(s.store.pagesOf(group), func() error { return s.apply(group) })
-	if errors.Is(err, bolterrors.ErrMaxSizeReached) {
+	err := bolterrors.ErrMaxSizeReached
+	if pages := s.store.pagesOf(group); !addsEvents(group) || !s.store.over(pages) { // the spare is not for events
+		err = s.store.update(pages, func() error { return s.apply(group) })
+	}
+	if isTooFew(err) {
 		if half := len(group) / 2; half > 0 {
 			again = s.commit(t, group[:half])
 			return append(again, s.commit(t, group[half:])...)
@@ -372,7 +376,6 @@ func (s *Spool) write(t tuning, group []*request) (again []*request) {
 	if err == nil {
 		s.committed()
 	} else {
-		s.store.broken = s.store.broken || errors.Is(err, errDamaged)
 		err = commitError(s.path, err)
 		s.fail(err)
 	}
@@ -405,6 +408,10 @@ func (s *Spool) apply(group []*request) error {
 	return st.trim(appended, st.pagesFor(appended, lanes))
 }
 
+func addsEvents(group []*request) bool {
+	return slices.ContainsFunc(group, func(r *request) bool { return len(r.events) > 0 })
+}
+
 // squeeze commits a single request that found too few pages, or seemed to.
 func (s *Spool) squeeze(t tuning, r *request) error {
 	frozen := s.store.frozen
@@ -412,17 +419,22 @@ func (s *Spool) squeeze(t tuning, r *request) error {
 		return errMinFree
 	}
 	apply := func() error { return s.apply([]*request{r}) }
-	pages := 2 * s.store.pagesOf([]*request{r})
-	if frozen { // what is delivered makes room: it may have what there is, and if that is too little, the few pages that are missing
-		if err := s.store.update(0, apply); !errors.Is(err, bolterrors.ErrMaxSizeReached) {
+	if r.op != nil { // what is delivered makes room: it may have what there is, and if that is too little, the spare
+		err := s.store.update(0, apply)
+		if isTooFew(err) {
+			if err = s.readyAgain(t); err == nil {
+				err = s.store.beyond(apply)
+			}
+		}
+		if !isTooFew(err) {
 			return err
 		}
 	}
-	if err := s.ready(); err != nil {
+	pages := 2 * s.store.pagesOf([]*request{r})
+	if err := s.readyAgain(t); err != nil {
 		return err
 	}
 	s.store.frozen = false
-	s.store.limit(t.maxBytes)
 	if !frozen {
 		if err := s.makeRoom(t, pages+s.store.reserve()); err != nil {
 			return err
@@ -433,7 +445,17 @@ func (s *Spool) squeeze(t tuning, r *request) error {
 	return err
 }
 
-// makeRoom drops events until the file could have so many pages free. It does so in steps that fit into what there is.
+// readyAgain makes the store fit for a transaction, within the bound, after one that needed too many pages.
+func (s *Spool) readyAgain(t tuning) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	s.store.limit(t.maxBytes)
+	return nil
+}
+
+// makeRoom drops events until the file could have so many pages free. It does so in steps that fit into what there is, and
+// those that are too large still, the smallest, in the spare.
 func (s *Spool) makeRoom(t tuning, pages int) error {
 	for touch := s.store.reserve(); s.store.roomNow() < pages && s.store.apps.records > 0; {
 		before := s.store.apps.records
@@ -441,21 +463,26 @@ func (s *Spool) makeRoom(t tuning, pages int) error {
 			touch = max(min(touch, s.store.fits()-txPages), 1)
 		}
 		n := int64(pages-s.store.roomNow()) * s.store.pageSize()
-		err := s.store.update(0, func() error { return s.store.dropBytes(min(n, salvageChunk), touch) })
-		if err == nil && s.store.apps.records == before {
+		drop := func() error { return s.store.dropBytes(min(n, salvageChunk), touch) }
+		err := s.store.update(0, drop)
+		if isTooFew(err) {
+			smallest := touch == 1
+			touch = max(touch/2, 1)
+			if err = s.readyAgain(t); err == nil && !smallest {
+				continue
+			}
+			if err == nil {
+				err = s.store.beyond(drop)
+			}
+		}
+		switch {
+		case err != nil:
+			return err
+		case s.store.apps.records == before:
 			s.store.broken = true
 			return fmt.Errorf("%w: of %d events none can be dropped", errDamaged, before)
 		}
-		if err == nil {
-			continue
-		}
-		if touch /= 2; !errors.Is(err, bolterrors.ErrMaxSizeReached) || touch == 0 {
-			return err
-		}
-		if err := s.ready(); err != nil {
-			return err
-		}
-		s.store.limit(t.maxBytes)
+		touch = min(2*touch, s.store.reserve())
 	}
 	return nil
 }
@@ -525,13 +552,17 @@ func (s *Spool) answer(group []*request, err error) (again []*request) {
 // fail notes that events cannot be taken or, with nil, that they can.
 func (s *Spool) fail(err error) { s.faults.set(faultFile, err) }
 
+// errBound says that what was to be written does not fit into the file, whatever the disk has left.
+var errBound = errors.New("the events do not fit into max_spool: raise it")
+
 // commitError says what a transaction failed of.
 func commitError(path string, err error) error {
 	switch {
-	case isNoSpace(err), errors.Is(err, bolterrors.ErrMaxSizeReached):
-		if !errors.Is(err, ErrNoSpace) {
-			err = fmt.Errorf("%w: %w", ErrNoSpace, err)
-		}
+	case errors.Is(err, ErrNoSpace):
+	case isNoSpace(err):
+		err = fmt.Errorf("%w: %w", ErrNoSpace, err)
+	case isTooFew(err) && !isFileError(err):
+		err = fmt.Errorf("%w: %w", errBound, err)
 	}
 	return fmt.Errorf("write spool %s: %w", path, err)
 }

@@ -52,7 +52,9 @@ func (s *Spool) maintain(t tuning) {
 		s.sizeFailed(fmt.Errorf("make spool %s smaller, which is tried again in a minute: %w", s.path, err))
 		return
 	}
-	s.compacted = time.Time{}
+	if s.store.size <= t.maxBytes { // else it would be written anew after each commit
+		s.compacted = time.Time{}
+	}
 	s.faults.set(faultSize, nil)
 }
 

@@ -35,7 +35,8 @@ var (
 type SpoolOptions struct {
 	// Path is the file's. Dead letters stand beside it.
 	Path string
-	// MaxBytes bounds the file. At the bound the oldest events go. At least 1 MiB. Default: 1 GiB.
+	// MaxBytes bounds the file. At the bound the oldest events go; where that, or a delivery, needs more room than there is, the
+	// file has up to 384 KiB more until it is written anew. At least 1 MiB. Default: 1 GiB.
 	MaxBytes int64
 	// Free is how many bytes the disk has left; below MinFree the file does not grow. It is asked once a second at most.
 	// Nil: not asked.

@@ -220,8 +220,12 @@ func (s *store) update(pages int, f func() error) error {
 		return nil
 	}
 	s.stale = err != nil
+	s.broken = s.broken || errors.Is(err, errDamaged) // after a panic, bbolt may hold its locks for ever
 	return err
 }
+
+// isTooFew reports that a transaction failed as it needed more pages than the file may have.
+func isTooFew(err error) bool { return errors.Is(err, bolterrors.ErrMaxSizeReached) }
 
 // transact is bbolt's Update, but for what that does when f panics: it would go through the whole file to find the free
 // pages, in a goroutine whose own panic nobody can recover from. Here the file is given up instead.
