@@ -101,8 +101,9 @@ func (u *fakeUpstream) options(maxBytes int64) AnswersOptions[string] {
 	}
 }
 
-// reported returns the events since it was last called, each up to its detail.
+// reported returns the events since it was last called, each up to its detail. They are told behind the answer.
 func (u *fakeUpstream) reported() string {
+	synctest.Wait()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	var events []string
