@@ -2,6 +2,7 @@ package caddymodule
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -50,23 +51,17 @@ func (a *absentVersions) add(version string) {
 // Another edge may have offered that already, and a phone does not send an event again whose refusal it does not read. It is
 // nil if the origin cannot be asked; then the collector judges.
 func (h *Handler) judgeOf(ctx context.Context, app *release, events []resolver.Event) *release {
-	if app == nil {
+	if app == nil || !slices.ContainsFunc(events, func(e resolver.Event) bool { return app.mayLack(&e) }) {
+		return app
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewWait)
+	defer cancel()
+	newest, err := h.library.renew(ctx, app.manifest.AppID)
+	if err != nil {
 		return nil
 	}
-	for i := range events {
-		if !app.mayLack(&events[i]) {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, renewWait)
-		defer cancel()
-		newest, err := h.library.renew(ctx, events[i].AppID)
-		if err != nil {
-			return nil
-		}
-		newest.noteAbsent(events)
-		return newest
-	}
-	return app
+	newest.noteAbsent(events)
+	return newest
 }
 
 // mayLack reports whether an event speaks of a bundle that the release does not have, and a newer one may. Native versions were
