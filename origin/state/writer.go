@@ -100,7 +100,7 @@ func (s *State) judge(batch []*change, err error) {
 	}
 	for _, c := range batch {
 		if w := c.What; w.err != nil {
-			s.trouble.full[w.table] = true
+			s.trouble.full[w.table] = s.trouble.full[w.table] || errors.Is(w.err, ErrFull)
 			err = cmp.Or(err, w.err)
 		} else if w.more && !s.trouble.disk {
 			s.trouble.full[w.table] = false
